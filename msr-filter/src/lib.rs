@@ -1,0 +1,36 @@
+//! What the *kernel* may answer when a KVM guest executes RDMSR or WRMSR.
+//!
+//! Rules over MSR indices and access kinds go in; a filter for `KVM_X86_SET_MSR_FILTER` comes out that
+//! means exactly the same, together with KVM's own verdict algorithm to check it against.
+//!
+//! ```
+//! use msr_filter::{Access, FilterSpec, MsrRange, Rule, Verdict};
+//!
+//! // RAPL is answered in userspace, and nobody writes MSR_PLATFORM_INFO.
+//! let spec = FilterSpec::new(Verdict::Allow)
+//!     .rule(Rule::new(MsrRange::new(0x606, 0x641)?, Access::all(), Verdict::Deny))
+//!     .rule(Rule::new(MsrRange::single(0xce), Access::WRITE, Verdict::Deny));
+//! let filter = spec.compile()?;
+//! assert_eq!(filter.verdict(0x611, Access::READ), Verdict::Deny);
+//! assert_eq!(filter.verdict(0xce, Access::READ), Verdict::Allow);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![cfg_attr(not(feature = "std"), no_std)]
+
+extern crate alloc;
+
+mod access;
+mod compile;
+mod filter;
+#[cfg(feature = "kvm")]
+mod kvm;
+mod range;
+mod rule;
+
+pub use access::Access;
+pub use compile::CompileError;
+pub use filter::{FilterRange, MsrFilter};
+#[cfg(feature = "kvm")]
+pub use kvm::InstallError;
+pub use range::{EmptyRange, MsrRange};
+pub use rule::{FilterSpec, Rule, Verdict};
