@@ -1,1 +1,62 @@
-//! Placeholder.
+//! What *userspace* answers when a KVM guest executes RDMSR or WRMSR.
+//!
+//! [`MsrDevice`]s claim ranges of MSR indices; an [`MsrBus`] hands each access to the device that claims
+//! it, or to the [`Fallback`] where none does. The bus knows nothing of KVM's file descriptors: what a
+//! device needs of the vCPU that executes the access comes through [`VcpuContext`], so that every device
+//! is a state machine that a test drives without KVM.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use msr_bus::testing::FakeVcpu;
+//! use msr_bus::{ExitReason, GeneralProtection, MsrAccess, MsrBus, MsrDevice, MsrRange};
+//!
+//! struct Answer;
+//!
+//! impl MsrDevice for Answer {
+//!     fn name(&self) -> &str {
+//!         "answer"
+//!     }
+//!     fn claims(&self) -> Vec<MsrRange> {
+//!         vec![MsrRange::single(0x1234)]
+//!     }
+//!     fn read(&self, _: &MsrAccess<'_>) -> Result<u64, GeneralProtection> {
+//!         Ok(42)
+//!     }
+//!     fn write(&self, _: &MsrAccess<'_>, _: u64) -> Result<(), GeneralProtection> {
+//!         Err(GeneralProtection)
+//!     }
+//! }
+//!
+//! let bus = MsrBus::builder().device(Arc::new(Answer)).build()?;
+//! let vcpu = FakeVcpu::default();
+//! let access = MsrAccess { index: 0x1234, reason: ExitReason::Filter, cpu: &vcpu };
+//! assert_eq!(bus.read(&access), Ok(42));
+//! assert_eq!(bus.write(&access, 43), Err(GeneralProtection));
+//! # Ok::<(), msr_bus::BuildError>(())
+//! ```
+
+mod access;
+mod bus;
+mod config;
+mod device;
+pub mod devices;
+mod fallback;
+mod lookup;
+mod observer;
+mod registry;
+mod state;
+pub mod testing;
+mod topology;
+
+pub use access::{
+    ExitReason, GeneralProtection, GuestMemoryError, KernelMsrError, MsrAccess, VcpuContext, VcpuId,
+};
+pub use bus::{BuildError, BusBuilder, MsrBus};
+pub use config::U64;
+pub use device::MsrDevice;
+pub use fallback::{Fallback, Unclaimed};
+pub use msr_filter::{Access, MsrRange};
+pub use observer::{MsrEvent, MsrObserver, Responder};
+pub use registry::{ConfigError, DeviceConfig, DeviceContext, DeviceModel, Model};
+pub use state::{BusState, DeviceState, RestoreError};
+pub use topology::{CpuClock, CpuLocation, PerScope, Scope, Topology};

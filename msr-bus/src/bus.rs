@@ -1,0 +1,262 @@
+//! The bus: devices by the indices they claim.
+
+use std::sync::Arc;
+
+use crate::lookup::{Lookup, Owner};
+use crate::state::NamedState;
+use crate::{
+    Access, BusState, Fallback, GeneralProtection, MsrAccess, MsrDevice, MsrEvent, MsrObserver,
+    MsrRange, Responder, RestoreError,
+};
+
+/// Devices by the MSR indices they claim. Built once, then immutable and shared by all vCPU threads:
+/// dispatching an access takes no lock and allocates nothing.
+pub struct MsrBus {
+    devices: Box<[Arc<dyn MsrDevice>]>,
+    claims: Box<[(MsrRange, Owner)]>,
+    lookup: Lookup,
+    fallback: Fallback,
+    observer: Option<Arc<dyn MsrObserver>>,
+}
+
+/// Why devices cannot share a bus.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// Two claims overlap.
+    #[error("devices `{first}` and `{second}` both claim MSR {range}")]
+    Overlap {
+        /// The device that was added first.
+        first: String,
+        /// The device that was added later, or the same one where it claims an index twice.
+        second: String,
+        /// The indices both claim.
+        range: MsrRange,
+    },
+    /// A device claims indices that never leave the kernel.
+    #[error(
+        "device `{device}` claims MSR {range}, but KVM never filters the x2APIC MSRs 0x800-0x8ff"
+    )]
+    X2apic {
+        /// The device.
+        device: String,
+        /// What it claims of the x2APIC range.
+        range: MsrRange,
+    },
+    /// There are more devices than the bus can tell apart.
+    #[error("{0} devices are too many, a bus takes at most 65535")]
+    TooMany(usize),
+}
+
+/// Collects what a bus is made of.
+#[derive(Default)]
+pub struct BusBuilder {
+    devices: Vec<Arc<dyn MsrDevice>>,
+    fallback: Fallback,
+    observer: Option<Arc<dyn MsrObserver>>,
+}
+
+impl BusBuilder {
+    /// Adds a device.
+    #[must_use]
+    pub fn device(mut self, device: Arc<dyn MsrDevice>) -> Self {
+        self.devices.push(device);
+        self
+    }
+
+    /// Sets what becomes of accesses that no device claims; #GP unless said otherwise.
+    #[must_use]
+    pub fn fallback(mut self, fallback: Fallback) -> Self {
+        self.fallback = fallback;
+        self
+    }
+
+    /// Sets the observer, which sees every access.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn MsrObserver>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Builds the bus.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`], which names the devices and the range that are in each other's way.
+    pub fn build(self) -> Result<MsrBus, BuildError> {
+        if self.devices.len() > usize::from(Owner::MAX) {
+            return Err(BuildError::TooMany(self.devices.len()));
+        }
+        let mut claims: Vec<(MsrRange, Owner)> = Vec::new();
+        for (owner, device) in (0..).zip(&self.devices) {
+            claims.extend(device.claims().into_iter().map(|range| (range, owner)));
+        }
+        claims.sort_unstable();
+        let name = |owner: Owner| self.devices[usize::from(owner)].name().to_owned();
+        for (range, owner) in &claims {
+            if let Some(range) = range.intersection(MsrRange::X2APIC) {
+                return Err(BuildError::X2apic {
+                    device: name(*owner),
+                    range,
+                });
+            }
+        }
+        for pair in claims.windows(2) {
+            let [(a, a_owner), (b, b_owner)] = pair else {
+                unreachable!("windows of two")
+            };
+            if let Some(range) = a.intersection(*b) {
+                let (first, second) = (*a_owner.min(b_owner), *a_owner.max(b_owner));
+                return Err(BuildError::Overlap {
+                    first: name(first),
+                    second: name(second),
+                    range,
+                });
+            }
+        }
+        Ok(MsrBus {
+            lookup: Lookup::new(&claims),
+            devices: self.devices.into_boxed_slice(),
+            claims: claims.into_boxed_slice(),
+            fallback: self.fallback,
+            observer: self.observer,
+        })
+    }
+}
+
+impl MsrBus {
+    /// A builder with no device, a fallback of #GP and no observer.
+    pub fn builder() -> BusBuilder {
+        BusBuilder::default()
+    }
+
+    /// Answers an RDMSR.
+    ///
+    /// # Errors
+    ///
+    /// [`GeneralProtection`] where the guest is to get #GP.
+    #[inline]
+    pub fn read(&self, access: &MsrAccess<'_>) -> Result<u64, GeneralProtection> {
+        let device = self.device(access.index);
+        let outcome = match device {
+            Some(device) => device.read(access),
+            None => self.fallback.read(access.reason),
+        };
+        self.observe(access, Access::READ, outcome, device);
+        outcome
+    }
+
+    /// Answers a WRMSR of `value`.
+    ///
+    /// # Errors
+    ///
+    /// [`GeneralProtection`] where the guest is to get #GP.
+    #[inline]
+    pub fn write(&self, access: &MsrAccess<'_>, value: u64) -> Result<(), GeneralProtection> {
+        let device = self.device(access.index);
+        let outcome = match device {
+            Some(device) => device.write(access, value),
+            None => self.fallback.read(access.reason).map(drop),
+        };
+        self.observe(access, Access::WRITE, outcome.map(|()| value), device);
+        outcome
+    }
+
+    /// The device that claims `index`, if one does.
+    #[inline]
+    pub fn device(&self, index: u32) -> Option<&dyn MsrDevice> {
+        self.lookup
+            .owner(index)
+            .map(|owner| &*self.devices[usize::from(owner)])
+    }
+
+    /// Every claim with its device, in ascending order.
+    pub fn claims(&self) -> impl Iterator<Item = (MsrRange, &dyn MsrDevice)> {
+        self.claims
+            .iter()
+            .map(|(range, owner)| (*range, &*self.devices[usize::from(*owner)]))
+    }
+
+    /// What becomes of accesses that no device claims.
+    pub fn fallback(&self) -> Fallback {
+        self.fallback
+    }
+
+    /// The state of every device that keeps any. No vCPU may run meanwhile.
+    pub fn save(&self) -> BusState {
+        let devices = self
+            .devices
+            .iter()
+            .filter_map(|d| {
+                Some(NamedState {
+                    device: d.name().to_owned(),
+                    state: d.save()?,
+                })
+            })
+            .collect();
+        BusState {
+            version: BusState::VERSION,
+            devices,
+        }
+    }
+
+    /// Restores the state that a bus with the same devices saved. No vCPU may run meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError`]; the bus is then not fit for use.
+    pub fn restore(&self, state: &BusState) -> Result<(), RestoreError> {
+        if state.version != BusState::VERSION {
+            return Err(RestoreError::Version {
+                found: state.version,
+                expected: BusState::VERSION,
+            });
+        }
+        for saved in &state.devices {
+            if !self
+                .devices
+                .iter()
+                .any(|device| device.name() == saved.device)
+            {
+                return Err(RestoreError::Unclaimed(saved.device.clone()));
+            }
+        }
+        for device in &self.devices {
+            let name = device.name();
+            match state.devices.iter().find(|saved| saved.device == name) {
+                Some(saved) => {
+                    device
+                        .restore(&saved.state)
+                        .map_err(|source| RestoreError::Device {
+                            device: name.to_owned(),
+                            source: Box::new(source),
+                        })?
+                }
+                None if device.save().is_some() => {
+                    return Err(RestoreError::Missing(name.to_owned()));
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn observe(
+        &self,
+        access: &MsrAccess<'_>,
+        kind: Access,
+        outcome: Result<u64, GeneralProtection>,
+        device: Option<&dyn MsrDevice>,
+    ) {
+        if let Some(observer) = &self.observer {
+            let responder = device.map_or(Responder::Fallback, Responder::Device);
+            observer.observe(&MsrEvent {
+                access,
+                kind,
+                outcome,
+                responder,
+            });
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The one place that sees every access.
+
+use crate::{Access, GeneralProtection, MsrAccess, MsrDevice};
+
+/// Who answered an access.
+#[derive(Clone, Copy)]
+pub enum Responder<'a> {
+    /// The device that claims the index.
+    Device(&'a dyn MsrDevice),
+    /// The bus's fallback for the exit reason: nobody claims the index.
+    Fallback,
+}
+
+/// An access after it was answered.
+#[derive(Clone, Copy)]
+pub struct MsrEvent<'a> {
+    /// The access.
+    pub access: &'a MsrAccess<'a>,
+    /// Its kind: READ or WRITE, never both.
+    pub kind: Access,
+    /// The value read or written, or the fault.
+    pub outcome: Result<u64, GeneralProtection>,
+    /// Who answered.
+    pub responder: Responder<'a>,
+}
+
+/// Sees every access on a bus, once, after it was answered and before the guest goes on.
+///
+/// It is called on the vCPU's thread, by all of them at once: counting and recording, nothing slow.
+pub trait MsrObserver: Send + Sync {
+    /// Takes note of an access.
+    fn observe(&self, event: &MsrEvent<'_>);
+}

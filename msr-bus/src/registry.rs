@@ -1,0 +1,222 @@
+//! Device models by name, for configurations.
+
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::{CpuClock, MsrDevice, Topology, devices};
+
+/// A device that a configuration can ask for by its type.
+///
+/// [`Config`](Self::Config) is the one definition of the model's keys: what a configuration may say, the defaults, and
+/// (its doc comments) what `msr-vmm devices` prints.
+pub trait Model: MsrDevice + Sized + 'static {
+    /// What a configuration writes as `type`.
+    const TYPE: &'static str;
+
+    /// What the model is, in one line.
+    const SUMMARY: &'static str;
+
+    /// The keys; `#[serde(deny_unknown_fields)]` and doc comments that say the units.
+    type Config: DeserializeOwned + JsonSchema;
+
+    /// Makes the device, to be called `name`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the configuration and what would be right.
+    fn build(name: String, config: Self::Config, context: &DeviceContext) -> Result<Self, String>;
+}
+
+/// What a device may know of the machine it is built for.
+#[derive(Clone)]
+pub struct DeviceContext {
+    /// The guest's topology.
+    pub topology: Topology,
+    /// Time and CPU time.
+    pub clock: Arc<dyn CpuClock>,
+}
+
+/// A device as a configuration describes it: `type`, optionally `name`, and the model's own keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceConfig {
+    /// Which model.
+    #[serde(rename = "type")]
+    pub model: String,
+    /// What messages and tables call the device; the model's name unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The model's own keys.
+    #[serde(flatten)]
+    pub keys: toml::Table,
+}
+
+/// What is wrong with a device's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// There is no such model.
+    #[error(
+        "there is no device type `{model}`{}; `msr-vmm devices` lists them",
+        did_you_mean(nearest)
+    )]
+    UnknownModel {
+        /// The type asked for.
+        model: String,
+        /// The model whose name is most like it.
+        nearest: Option<String>,
+    },
+    /// The model has no such key.
+    #[error(
+        "device type `{model}` has no key `{key}`{}; its keys are {keys}",
+        did_you_mean(nearest)
+    )]
+    UnknownKey {
+        /// The model.
+        model: &'static str,
+        /// The key found.
+        key: String,
+        /// The key whose name is most like it.
+        nearest: Option<String>,
+        /// Every key of the model.
+        keys: String,
+    },
+    /// A key has a value it cannot have.
+    #[error("device `{device}`: {key}: {message}")]
+    Value {
+        /// The device's name.
+        device: String,
+        /// The key, with its path within the device's table.
+        key: String,
+        /// What is wrong with the value.
+        message: String,
+    },
+    /// The keys are well-formed but cannot be had together or here.
+    #[error("device `{device}`: {message}")]
+    Device {
+        /// The device's name.
+        device: String,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+}
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest
+        .as_ref()
+        .map_or(String::new(), |name| format!(", did you mean `{name}`?"))
+}
+
+/// An entry of the registry: a [`Model`] with its types erased.
+pub struct DeviceModel {
+    name: &'static str,
+    summary: &'static str,
+    schema: fn() -> Schema,
+    build: fn(String, toml::Table, &DeviceContext) -> Result<Arc<dyn MsrDevice>, ConfigError>,
+}
+
+impl DeviceModel {
+    /// The entry for `M`.
+    pub const fn of<M: Model>() -> Self {
+        Self {
+            name: M::TYPE,
+            summary: M::SUMMARY,
+            schema: || schemars::schema_for!(M::Config),
+            build: build::<M>,
+        }
+    }
+
+    /// The models this crate comes with.
+    pub fn all() -> &'static [Self] {
+        devices::MODELS
+    }
+
+    /// What a configuration writes as `type`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What the model is, in one line.
+    pub fn summary(&self) -> &'static str {
+        self.summary
+    }
+
+    /// The model's keys, with types, defaults and descriptions, as a JSON schema.
+    pub fn schema(&self) -> Schema {
+        (self.schema)()
+    }
+
+    fn keys(&self) -> Vec<String> {
+        let schema = self.schema();
+        let properties = schema.get("properties").and_then(|p| p.as_object());
+        properties.map_or_else(Vec::new, |p| p.keys().cloned().collect())
+    }
+}
+
+impl DeviceConfig {
+    /// Makes the device from one of `models`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn build(
+        &self,
+        models: &[DeviceModel],
+        context: &DeviceContext,
+    ) -> Result<Arc<dyn MsrDevice>, ConfigError> {
+        let model = models
+            .iter()
+            .find(|m| m.name == self.model)
+            .ok_or_else(|| {
+                let nearest = nearest(&self.model, models.iter().map(|m| m.name));
+                ConfigError::UnknownModel {
+                    model: self.model.clone(),
+                    nearest,
+                }
+            })?;
+        let keys = model.keys();
+        if let Some(key) = self.keys.keys().find(|key| !keys.contains(key)) {
+            return Err(ConfigError::UnknownKey {
+                model: model.name,
+                key: key.clone(),
+                nearest: nearest(key, keys.iter().map(String::as_str)),
+                keys: keys.join(", "),
+            });
+        }
+        let name = self.name.clone().unwrap_or_else(|| self.model.clone());
+        (model.build)(name, self.keys.clone(), context)
+    }
+}
+
+fn build<M: Model>(
+    name: String,
+    keys: toml::Table,
+    context: &DeviceContext,
+) -> Result<Arc<dyn MsrDevice>, ConfigError> {
+    let config = serde_path_to_error::deserialize(toml::Value::Table(keys)).map_err(|error| {
+        let key = error.path().to_string();
+        ConfigError::Value {
+            device: name.clone(),
+            key,
+            message: error.into_inner().to_string().trim().to_owned(),
+        }
+    })?;
+    match M::build(name.clone(), config, context) {
+        Ok(device) => Ok(Arc::new(device)),
+        Err(message) => Err(ConfigError::Device {
+            device: name,
+            message,
+        }),
+    }
+}
+
+/// The candidate most like `name`, if any is like it at all.
+fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
+    candidates
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, candidate)| candidate.to_owned())
+}

@@ -1,0 +1,97 @@
+//! Device state, saved and restored.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The state of one device: its own data under a version of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceState {
+    version: u32,
+    data: serde_json::Value,
+}
+
+/// Why a state was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The state has a version this program does not read.
+    #[error("the state has version {found}, this program reads version {expected}")]
+    Version {
+        /// The version in the state.
+        found: u32,
+        /// The version this program reads.
+        expected: u32,
+    },
+    /// The data is not what the device saved.
+    #[error("the state's data is damaged: {0}")]
+    Data(#[from] serde_json::Error),
+    /// The state is well-formed but contradicts the device's configuration.
+    #[error("the state does not fit the device: {0}")]
+    Mismatch(String),
+    /// The device keeps no state.
+    #[error("the device keeps no state, yet the file has some for it")]
+    Stateless,
+    /// A device on the bus that keeps state has none in the file.
+    #[error("there is no state for device `{0}`")]
+    Missing(String),
+    /// The file has state for a device that the bus lacks.
+    #[error("there is state for device `{0}`, which this bus lacks")]
+    Unclaimed(String),
+    /// What went wrong, and in which device's state.
+    #[error("device `{device}`: {source}")]
+    Device {
+        /// The device's name.
+        device: String,
+        /// What was wrong with its state.
+        source: Box<RestoreError>,
+    },
+}
+
+impl DeviceState {
+    /// Encodes `data` under the device's own `version`.
+    ///
+    /// # Panics
+    ///
+    /// Where `data` has a shape that JSON lacks (a map with keys other than strings); a device's state
+    /// type is chosen so that it never has.
+    pub fn encode<T: Serialize>(version: u32, data: &T) -> Self {
+        let data = serde_json::to_value(data).expect("device states are plain structs");
+        Self { version, data }
+    }
+
+    /// Decodes data of version `expected`.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError::Version`] and [`RestoreError::Data`].
+    pub fn decode<T: DeserializeOwned>(&self, expected: u32) -> Result<T, RestoreError> {
+        if self.version != expected {
+            return Err(RestoreError::Version {
+                found: self.version,
+                expected,
+            });
+        }
+        Ok(T::deserialize(&self.data)?)
+    }
+}
+
+/// The state of every device on a bus that keeps any.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BusState {
+    pub(crate) version: u32,
+    pub(crate) devices: Vec<NamedState>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NamedState {
+    pub(crate) device: String,
+    pub(crate) state: DeviceState,
+}
+
+impl BusState {
+    /// The version of the container itself.
+    pub(crate) const VERSION: u32 = 1;
+}

@@ -1,0 +1,125 @@
+//! A vCPU without KVM, for the tests of devices.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::{
+    CpuClock, CpuLocation, DeviceContext, GuestMemoryError, KernelMsrError, Topology, VcpuContext,
+    VcpuId,
+};
+
+/// A [`VcpuContext`] made of plain values.
+#[derive(Clone, Debug)]
+pub struct FakeVcpu {
+    /// The vCPU's number.
+    pub id: VcpuId,
+    /// The guest's topology.
+    pub topology: Topology,
+    /// Pieces of guest memory by linear address; everything else is not mapped.
+    pub memory: BTreeMap<u64, Vec<u8>>,
+    /// The MSRs "KVM" has, with their values.
+    pub kernel_msrs: RefCell<BTreeMap<u32, u64>>,
+    /// The guest's time-stamp counter.
+    pub tsc: u64,
+}
+
+impl Default for FakeVcpu {
+    /// vCPU 0 of a machine with one.
+    fn default() -> Self {
+        Self::new(VcpuId(0), Topology::flat(1))
+    }
+}
+
+impl FakeVcpu {
+    /// The vCPU numbered `id` of a machine with this topology.
+    pub fn new(id: VcpuId, topology: Topology) -> Self {
+        Self {
+            id,
+            topology,
+            memory: BTreeMap::new(),
+            kernel_msrs: RefCell::default(),
+            tsc: 0,
+        }
+    }
+}
+
+impl VcpuContext for FakeVcpu {
+    fn id(&self) -> VcpuId {
+        self.id
+    }
+
+    fn location(&self) -> CpuLocation {
+        self.topology.locate(self.id)
+    }
+
+    fn read_guest(&self, address: u64, buf: &mut [u8]) -> Result<(), GuestMemoryError> {
+        for (i, byte) in (0u64..).zip(buf) {
+            let error = GuestMemoryError {
+                address: address.wrapping_add(i),
+            };
+            let at = address.checked_add(i).ok_or(error)?;
+            let (start, piece) = self.memory.range(..=at).next_back().ok_or(error)?;
+            *byte = usize::try_from(at - start)
+                .ok()
+                .and_then(|o| piece.get(o))
+                .copied()
+                .ok_or(error)?;
+        }
+        Ok(())
+    }
+
+    fn kernel_msr(&self, index: u32) -> Result<u64, KernelMsrError> {
+        self.kernel_msrs
+            .borrow()
+            .get(&index)
+            .copied()
+            .ok_or(KernelMsrError { index })
+    }
+
+    fn set_kernel_msr(&self, index: u32, value: u64) -> Result<(), KernelMsrError> {
+        match self.kernel_msrs.borrow_mut().get_mut(&index) {
+            Some(msr) => {
+                *msr = value;
+                Ok(())
+            }
+            None => Err(KernelMsrError { index }),
+        }
+    }
+
+    fn tsc(&self) -> u64 {
+        self.tsc
+    }
+}
+
+/// A [`CpuClock`] that a test moves by hand.
+#[derive(Debug, Default)]
+pub struct FakeClock {
+    /// What [`CpuClock::now`] gives.
+    pub now: Mutex<Duration>,
+    /// What [`CpuClock::cpu_time`] gives for each vCPU; zero for those it lacks.
+    pub cpu_time: Mutex<BTreeMap<VcpuId, Duration>>,
+}
+
+impl CpuClock for FakeClock {
+    fn now(&self) -> Duration {
+        *self.now.lock().expect("no test panics with the lock held")
+    }
+
+    fn cpu_time(&self, vcpu: VcpuId) -> Duration {
+        let times = self
+            .cpu_time
+            .lock()
+            .expect("no test panics with the lock held");
+        times.get(&vcpu).copied().unwrap_or_default()
+    }
+}
+
+/// A context for building devices, with a clock that stands still.
+pub fn context(topology: Topology) -> DeviceContext {
+    DeviceContext {
+        topology,
+        clock: Arc::new(FakeClock::default()),
+    }
+}

@@ -1,0 +1,137 @@
+//! The guest's CPU topology, and state that follows it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::VcpuId;
+
+/// How the guest's vCPUs are arranged. vCPU numbers run through the threads of a core, then the cores of
+/// a package, then the packages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// Packages (sockets); at least 1.
+    pub packages: u32,
+    /// Cores in each package; at least 1.
+    pub cores: u32,
+    /// Threads in each core; at least 1.
+    pub threads: u32,
+}
+
+/// Where one vCPU sits. `core` counts over the whole machine, not within the package.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuLocation {
+    /// The package's number.
+    pub package: u32,
+    /// The core's number, counted over all packages.
+    pub core: u32,
+    /// The thread's number, counted over all cores: the vCPU's number.
+    pub thread: u32,
+}
+
+impl Topology {
+    /// One package of `cores` single-threaded cores.
+    pub const fn flat(cores: u32) -> Self {
+        Self {
+            packages: 1,
+            cores,
+            threads: 1,
+        }
+    }
+
+    /// How many vCPUs there are.
+    pub const fn vcpus(&self) -> u32 {
+        self.packages * self.cores * self.threads
+    }
+
+    /// Where `vcpu` sits.
+    pub const fn locate(&self, vcpu: VcpuId) -> CpuLocation {
+        let core = vcpu.0 / self.threads;
+        CpuLocation {
+            package: core / self.cores,
+            core,
+            thread: vcpu.0,
+        }
+    }
+}
+
+/// Which CPUs share a register.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Each logical processor has its own.
+    #[default]
+    Thread,
+    /// The threads of a core share one.
+    Core,
+    /// The cores of a package share one.
+    Package,
+}
+
+impl Scope {
+    /// How many copies of the register a machine has.
+    pub const fn copies(self, topology: &Topology) -> u32 {
+        match self {
+            Self::Thread => topology.vcpus(),
+            Self::Core => topology.packages * topology.cores,
+            Self::Package => topology.packages,
+        }
+    }
+
+    /// Which of the copies the CPU at `location` sees.
+    pub const fn copy(self, location: CpuLocation) -> u32 {
+        match self {
+            Self::Thread => location.thread,
+            Self::Core => location.core,
+            Self::Package => location.package,
+        }
+    }
+}
+
+/// One `T` for each thread, core or package.
+#[derive(Debug)]
+pub struct PerScope<T> {
+    scope: Scope,
+    copies: Box<[T]>,
+}
+
+impl<T> PerScope<T> {
+    /// As many copies as `topology` has of `scope`, each made by `make` from its number.
+    pub fn new(scope: Scope, topology: &Topology, make: impl FnMut(u32) -> T) -> Self {
+        Self {
+            scope,
+            copies: (0..scope.copies(topology)).map(make).collect(),
+        }
+    }
+
+    /// The copy that the CPU at `location` sees.
+    ///
+    /// # Panics
+    ///
+    /// Where `location` lies outside the topology this was made for.
+    pub fn at(&self, location: CpuLocation) -> &T {
+        &self.copies[self.scope.copy(location) as usize]
+    }
+
+    /// Every copy, in the order of their numbers.
+    pub fn iter(&self) -> std::slice::Iter<'_, T> {
+        self.copies.iter()
+    }
+
+    /// How many copies there are.
+    #[allow(clippy::len_without_is_empty)] // there is always at least one
+    pub fn len(&self) -> usize {
+        self.copies.len()
+    }
+}
+
+/// Time, as devices that model energy and frequency need it.
+pub trait CpuClock: Send + Sync {
+    /// Time since some fixed point, never running backwards.
+    fn now(&self) -> Duration;
+
+    /// The CPU time that `vcpu`'s thread has really got from the host, never running backwards.
+    fn cpu_time(&self, vcpu: VcpuId) -> Duration;
+}

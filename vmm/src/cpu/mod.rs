@@ -1,0 +1,1 @@
+//! What the guest sees of its CPUs: CPUID, MSRs at boot, topology.

@@ -1,0 +1,3 @@
+//! The devices of the machine other than MSR devices.
+
+pub mod virtio;

@@ -1,0 +1,1 @@
+//! virtio devices behind the MMIO transport.
