@@ -1,5 +1,7 @@
 //! Handing a filter to KVM.
 
+use alloc::vec::Vec;
+
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 
 use crate::{Access, FilterRange, MsrFilter, Verdict};

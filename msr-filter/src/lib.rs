@@ -15,22 +15,31 @@
 //! assert_eq!(filter.verdict(0xce, Access::READ), Verdict::Allow);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-#![cfg_attr(not(feature = "std"), no_std)]
+#![no_std]
 
 extern crate alloc;
+#[cfg(any(test, feature = "std"))]
+extern crate std;
 
 mod access;
 mod compile;
+mod config;
 mod filter;
 #[cfg(feature = "kvm")]
 mod kvm;
+pub mod names;
+mod parse;
 mod range;
 mod rule;
+#[cfg(feature = "serde")]
+mod serde_impls;
 
 pub use access::Access;
 pub use compile::CompileError;
+pub use config::{FilterConfig, RuleConfig};
 pub use filter::{FilterRange, MsrFilter};
 #[cfg(feature = "kvm")]
 pub use kvm::InstallError;
+pub use parse::{ParseAccessError, ParseRangeError, ParseVerdictError};
 pub use range::{EmptyRange, MsrRange};
 pub use rule::{FilterSpec, Rule, Verdict};

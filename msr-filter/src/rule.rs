@@ -35,6 +35,10 @@ pub struct Rule {
     pub access: Access,
     /// What becomes of such an access.
     pub verdict: Verdict,
+    /// How often the guest accesses each MSR of the range, in any unit that all rules share; 0 where it
+    /// does not matter. It never changes what the filter means, only the order of its ranges, which
+    /// KVM tries one by one.
+    pub weight: u32,
 }
 
 impl Rule {
@@ -44,7 +48,14 @@ impl Rule {
             range: range.into(),
             access,
             verdict,
+            weight: 0,
         }
+    }
+
+    /// The same rule for MSRs that are accessed `weight` times each; see [`Rule::weight`].
+    #[must_use]
+    pub fn with_weight(self, weight: u32) -> Self {
+        Self { weight, ..self }
     }
 
     /// Whether the rule decides an access of kind `access` (one kind) to `index`.
