@@ -1,1 +1,12 @@
-//! Placeholder.
+//! Guests and harness that test msr-filter, msr-bus and vmm on a real KVM.
+//!
+//! - [`backend`] decides where a KVM test runs: here, or in the [`nested`] outer VM.
+//! - [`guest`] is what a Linux guest of the tests does, step by step, and what it reports.
+//! - [`kernel`] and [`assets`] find kernels, modules and executables in either place.
+
+pub mod assets;
+pub mod backend;
+pub mod guest;
+pub mod init;
+pub mod kernel;
+pub mod nested;

@@ -1,0 +1,160 @@
+//! Where the files that tests need are, on the host and in the outer VM alike.
+//!
+//! On the host executables come from the directory that cargo built the running one in, and kernels from
+//! `target/kernels`. [`pack`] puts the same things into an outer VM under [`ROOT`], whose init's
+//! job names that place in the environment variable [`ROOT_VARIABLE`].
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::kernel::{Flavour, Kernel, KernelError};
+use crate::nested::outer::OuterVm;
+
+/// The environment variable that names the directory of packed files; unset on the host.
+pub const ROOT_VARIABLE: &str = "MSR_ASSETS";
+
+/// The directory of packed files in the outer VM.
+pub const ROOT: &str = "/assets";
+
+/// The modules that the Linux guests of the tests load, without their dependencies.
+const GUEST_MODULES: &[&str] = &["msr", "cpuid"];
+
+/// Why a file that tests need cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum AssetError {
+    /// An executable was not built.
+    #[error("no executable at {}: build it with `cargo build --workspace --bins{}`", path.display(), release_flag(path))]
+    NotBuilt {
+        /// Where it was expected.
+        path: PathBuf,
+    },
+    /// An executable is older than a source it is built from.
+    #[error("{} is older than {}: build it with `cargo build --workspace --bins{}`",
+        path.display(), source_file.display(), release_flag(path))]
+    Stale {
+        /// The executable.
+        path: PathBuf,
+        /// The newer source file.
+        source_file: PathBuf,
+    },
+    /// A kernel or module is missing.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+fn release_flag(path: &Path) -> &'static str {
+    if path.components().any(|c| c.as_os_str() == "release") {
+        " --release"
+    } else {
+        ""
+    }
+}
+
+/// The static init of Linux guests, `src/bin/guest-init.rs`.
+pub fn guest_init() -> Result<PathBuf, AssetError> {
+    executable("guest-init")
+}
+
+/// The VMM's own binary.
+pub fn msr_vmm() -> Result<PathBuf, AssetError> {
+    executable("msr-vmm")
+}
+
+/// The Debian cloud kernel, or what `KERNEL` and `MODULES` name in its place.
+pub fn kernel() -> Result<Kernel, AssetError> {
+    kernel_of(Flavour::Cloud)
+}
+
+/// The Debian kernel of a flavour.
+pub fn kernel_of(flavour: Flavour) -> Result<Kernel, AssetError> {
+    if let Some(root) = packed() {
+        return Ok(Kernel::in_directory(&root.join("kernels"), flavour)?);
+    }
+    if flavour == Flavour::Cloud
+        && let (Some(image), Some(modules)) = (env::var_os("KERNEL"), env::var_os("MODULES"))
+    {
+        return Ok(Kernel::new(image, modules));
+    }
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+        PathBuf::from,
+    );
+    Ok(Kernel::in_directory(&target.join("kernels"), flavour)?)
+}
+
+/// An executable of this workspace, by name.
+pub fn executable(name: &str) -> Result<PathBuf, AssetError> {
+    let directory = packed().map_or_else(build_directory, |root| root.join("bin"));
+    let path = directory.join(name);
+    if !path.is_file() {
+        return Err(AssetError::NotBuilt { path });
+    }
+    match newer_source(&path) {
+        Some(source_file) => Err(AssetError::Stale { path, source_file }),
+        None => Ok(path),
+    }
+}
+
+/// Puts into an outer VM all that tests ask this module for.
+pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
+    for path in [guest_init()?, msr_vmm()?] {
+        // Both were found by name.
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        vm.file(format!("{ROOT}/bin/{name}"), path);
+    }
+    pack_kernel(vm, Flavour::Cloud)?;
+    vm.env(ROOT_VARIABLE, ROOT);
+    Ok(())
+}
+
+fn pack_kernel(vm: &mut OuterVm, flavour: Flavour) -> Result<(), AssetError> {
+    let kernel = kernel_of(flavour)?;
+    let directory = format!("{ROOT}/kernels/{}", flavour.name());
+    vm.file(format!("{directory}/vmlinuz"), kernel.image());
+    let built_in = kernel.modules_directory().join("modules.builtin");
+    if built_in.exists() {
+        vm.file(format!("{directory}/modules/modules.builtin"), built_in);
+    }
+    for module in kernel.modules(GUEST_MODULES)? {
+        vm.file(
+            format!("{directory}/modules/{}.ko", module.name),
+            module.path,
+        );
+    }
+    Ok(())
+}
+
+fn packed() -> Option<PathBuf> {
+    env::var_os(ROOT_VARIABLE).map(PathBuf::from)
+}
+
+/// The directory that cargo put this profile's executables in. Test executables are one level down.
+fn build_directory() -> PathBuf {
+    let own = env::current_exe().unwrap_or_default();
+    let directory = own.parent().unwrap_or(Path::new("."));
+    match directory.file_name() {
+        Some(name) if name == "deps" => directory.parent().unwrap_or(directory).to_owned(),
+        _ => directory.to_owned(),
+    }
+}
+
+/// A source file newer than the executable, by the dependency file that cargo writes beside it.
+/// `cargo test -p guest-tests` does not rebuild `msr-vmm`; a test of yesterday's binary would lie.
+fn newer_source(executable: &Path) -> Option<PathBuf> {
+    let built = fs::metadata(executable).and_then(|m| m.modified()).ok()?;
+    let dependencies = fs::read_to_string(executable.with_extension("d")).ok()?;
+    let (_, sources) = dependencies.split_once(": ")?;
+    sources
+        .split_whitespace()
+        .map(PathBuf::from)
+        .find(|source| {
+            fs::metadata(source)
+                .and_then(|m| m.modified())
+                .is_ok_and(|changed| changed > built)
+        })
+}

@@ -1,0 +1,125 @@
+//! PID 1 of the outer VM: loads KVM, runs the job that the host left in the initramfs, reports how it
+//! ended, and has QEMU exit. Works without a shell and without a disk.
+
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use guest_tests::init::{self, Ended};
+use guest_tests::nested::control::{CONTROL_PORT, EXIT_PORT, Event, JOB_PATH, Job, OUTPUT_TTY};
+
+fn main() {
+    // Without the ports there is no way to tell the host. The panic of PID 1 panics the kernel, and the
+    // host shows the console.
+    let ports = Ports::open().expect("I/O ports for PID 1");
+    let event = match run(&ports) {
+        Ok(Ended::Exited(status)) => Event::Exited(status),
+        Ok(Ended::Signalled(signal)) => Event::Signalled(signal),
+        Err(error) => Event::Failed(error.to_string()),
+    };
+    ports.send(&event);
+    ports.exit();
+}
+
+fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
+    for (kind, at) in [
+        ("devtmpfs", "/dev"),
+        ("devpts", "/dev/pts"),
+        ("tmpfs", "/dev/shm"),
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("tmpfs", "/tmp"),
+    ] {
+        fs::create_dir_all(at)?;
+        init::mount(kind, at).map_err(|error| format!("cannot mount {kind} on {at}: {error}"))?;
+    }
+    ports.send(&Event::Up);
+
+    let job: Job = serde_json::from_slice(&fs::read(JOB_PATH)?)?;
+    for module in &job.modules {
+        init::load_module(Path::new(module))
+            .map_err(|error| format!("cannot load {module}: {error}"))?;
+    }
+    let output = fs::OpenOptions::new().write(true).open(OUTPUT_TTY)?;
+    set_raw(&output)?;
+    ports.send(&Event::Ready);
+
+    let (program, arguments) = job.argv.split_first().ok_or("the job names no program")?;
+    let child = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .envs(job.env)
+        .current_dir(&job.cwd)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .spawn()
+        .map_err(|error| format!("cannot run {program}: {error}"))?;
+    let ended = init::wait_for(child.id())?;
+    drain(&output)?;
+    Ok(ended)
+}
+
+/// Has the serial line carry bytes as they are.
+fn set_raw(tty: &fs::File) -> io::Result<()> {
+    // SAFETY: termios is plain integers, for which zero is a value.
+    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and settings a valid place for the result.
+    if unsafe { libc::tcgetattr(tty.as_raw_fd(), &raw mut settings) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: settings is an initialised termios.
+    unsafe { libc::cfmakeraw(&raw mut settings) };
+    // The driver paces its draining by the rate; the emulated UART sends at once.
+    settings.c_cflag = (settings.c_cflag & !libc::CBAUD) | libc::B115200;
+    // SAFETY: the descriptor is open and settings an initialised termios.
+    if unsafe { libc::tcsetattr(tty.as_raw_fd(), libc::TCSANOW, &raw const settings) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Waits until the serial line has sent everything.
+fn drain(tty: &fs::File) -> io::Result<()> {
+    // SAFETY: the descriptor is open.
+    if unsafe { libc::tcdrain(tty.as_raw_fd()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// QEMU's debug devices.
+struct Ports(());
+
+impl Ports {
+    fn open() -> io::Result<Self> {
+        for (port, count) in [(CONTROL_PORT, 1), (EXIT_PORT, 4)] {
+            // SAFETY: ioperm changes this thread's I/O permissions only.
+            if unsafe { libc::ioperm(port.into(), count, 1) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(Self(()))
+    }
+
+    fn send(&self, event: &Event) {
+        for byte in format!("{event}\n").into_bytes() {
+            // SAFETY: `open` gave this thread the port, whose device takes any byte.
+            unsafe {
+                std::arch::asm!("out dx, al", in("dx") CONTROL_PORT, in("al") byte, options(nomem, nostack, preserves_flags));
+            }
+        }
+    }
+
+    fn exit(&self) -> ! {
+        // The written value becomes QEMU's own status, which nobody asks: it has too few bits.
+        // SAFETY: `open` gave this thread the port; the write ends the machine.
+        unsafe {
+            std::arch::asm!("out dx, eax", in("dx") EXIT_PORT, in("eax") 0, options(nomem, nostack));
+        }
+        unreachable!("QEMU has no isa-debug-exit at {EXIT_PORT:#x}");
+    }
+}

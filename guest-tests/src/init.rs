@@ -1,0 +1,70 @@
+//! What the inits of both guests share: thin wrappers of the system calls a PID 1 makes.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+/// Mounts a pseudo file system.
+pub fn mount(kind: &str, at: &str) -> io::Result<()> {
+    let kind = CString::new(kind)?;
+    let at = CString::new(at)?;
+    // SAFETY: both strings are NUL-terminated and outlive the call; no data is passed.
+    let result = unsafe {
+        libc::mount(
+            kind.as_ptr(),
+            at.as_ptr(),
+            kind.as_ptr(),
+            0,
+            std::ptr::null(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Loads an uncompressed kernel module without parameters. One that is loaded already is fine.
+pub fn load_module(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    // SAFETY: the descriptor is open and the parameter string NUL-terminated.
+    let result =
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    match io::Error::last_os_error() {
+        _ if result == 0 => Ok(()),
+        error if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// Waits for a child; orphans that PID 1 inherits are reaped on the way.
+pub fn wait_for(child: u32) -> io::Result<Ended> {
+    loop {
+        let mut status = 0;
+        // SAFETY: status is a valid place for the result.
+        let pid = unsafe { libc::wait(&raw mut status) };
+        if pid < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if pid.cast_unsigned() == child {
+            // Both fit: an exit status has 8 bits and a signal number 7.
+            return Ok(if libc::WIFEXITED(status) {
+                Ended::Exited(libc::WEXITSTATUS(status) as u8)
+            } else {
+                Ended::Signalled(libc::WTERMSIG(status) as u8)
+            });
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// With this exit status.
+    Exited(u8),
+    /// By this signal.
+    Signalled(u8),
+}

@@ -1,0 +1,341 @@
+//! Boots the outer VM, runs one program in it, and returns that program's exit status.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::control::{Event, JOB_PATH, Job};
+use super::cpio::Archive;
+use super::qemu::{Machine, QEMU, Qemu};
+use crate::assets::{self, AssetError};
+use crate::kernel::Kernel;
+
+/// The outer VM, to be filled and run.
+///
+/// ```no_run
+/// use guest_tests::assets;
+/// use guest_tests::nested::outer::OuterVm;
+///
+/// let mut vm = OuterVm::new(["/bin/msr-vmm", "check"]);
+/// vm.file("/bin/msr-vmm", assets::msr_vmm()?);
+/// let status = vm.run(&assets::kernel()?)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct OuterVm {
+    files: Vec<(String, Contents)>,
+    job: Job,
+    with_kvm: bool,
+    cpus: u32,
+    memory_mib: u32,
+    limit: Duration,
+    verbose: bool,
+}
+
+#[derive(Debug)]
+enum Contents {
+    Of(PathBuf),
+    Bytes(Vec<u8>),
+}
+
+/// Why the outer VM brought back no exit status.
+#[derive(Debug, thiserror::Error)]
+pub enum OuterError {
+    /// A file to be packed cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file on the host.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// An executable, the kernel or a module is missing.
+    #[error(transparent)]
+    Asset(#[from] AssetError),
+    /// QEMU is not installed.
+    #[error("{QEMU} is not installed: run resources/setup.sh")]
+    NoQemu,
+    /// QEMU cannot be started or watched.
+    #[error("cannot run {QEMU}: {0}")]
+    Qemu(#[source] io::Error),
+    /// The init could not run the program.
+    #[error("outer VM: {0}")]
+    Init(String),
+    /// The VM ended before the program did: a kernel panic, a crash of its init or of QEMU.
+    #[error("the outer VM ended without a status after {stage} ({qemu}); its console:\n{console}")]
+    NoStatus {
+        /// The last thing it got done.
+        stage: &'static str,
+        /// How QEMU ended.
+        qemu: String,
+        /// The end of the kernel's console.
+        console: String,
+    },
+    /// The safety limit passed.
+    #[error("the outer VM was stopped after {} s; its console:\n{console}", limit.as_secs())]
+    TimedOut {
+        /// The limit.
+        limit: Duration,
+        /// The end of the kernel's console.
+        console: String,
+    },
+}
+
+/// The modules that make a KVM of the outer VM, without their dependencies.
+const KVM_MODULES: &[&str] = &["kvm-amd"];
+
+/// How much of the kernel's console an error shows.
+const CONSOLE_TAIL_LINES: usize = 60;
+
+impl OuterVm {
+    /// An outer VM with 2 CPUs and 3 GiB, whose init loads KVM and runs this program.
+    pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            files: Vec::new(),
+            job: Job {
+                argv: argv.into_iter().map(Into::into).collect(),
+                env: vec![("PATH".to_owned(), "/bin".to_owned())],
+                cwd: "/".to_owned(),
+                modules: Vec::new(),
+            },
+            with_kvm: true,
+            cpus: 2,
+            memory_mib: 3072,
+            limit: Duration::from_secs(30 * 60),
+            verbose: std::env::var_os("VERBOSE").is_some_and(|v| v == "1"),
+        }
+    }
+
+    /// Puts a file of the host into the VM, executable or not as it is there.
+    pub fn file(&mut self, guest: impl Into<String>, host: impl Into<PathBuf>) -> &mut Self {
+        self.files.push((guest.into(), Contents::Of(host.into())));
+        self
+    }
+
+    /// Puts a file with these contents into the VM.
+    pub fn contents(&mut self, guest: impl Into<String>, bytes: impl Into<Vec<u8>>) -> &mut Self {
+        self.files
+            .push((guest.into(), Contents::Bytes(bytes.into())));
+        self
+    }
+
+    /// Sets an environment variable of the program.
+    pub fn env(&mut self, name: impl Into<String>, value: impl Into<String>) -> &mut Self {
+        self.job.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the working directory of the program; it is created.
+    pub fn cwd(&mut self, directory: impl Into<String>) -> &mut Self {
+        self.job.cwd = directory.into();
+        self
+    }
+
+    /// Leaves KVM's modules out: for programs that need none, 4 s sooner.
+    pub fn without_kvm(&mut self) -> &mut Self {
+        self.with_kvm = false;
+        self
+    }
+
+    /// Sets how long the whole may take before it counts as hung.
+    pub fn limit(&mut self, limit: Duration) -> &mut Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Boots, runs the program with its output streamed to standard output, and returns its exit status;
+    /// 128 and the signal's number if a signal ended it, as shells have it.
+    ///
+    /// Stages and their times go to standard error. The kernel's own console shows only with
+    /// `VERBOSE=1` in the environment, or in the error.
+    pub fn run(mut self, kernel: &Kernel) -> Result<u8, OuterError> {
+        let started = Instant::now();
+        let initramfs = self.initramfs(kernel)?;
+        progress(format_args!(
+            "booting, initramfs {} MiB",
+            initramfs.len() >> 20
+        ));
+        let machine = Machine {
+            kernel: kernel.image(),
+            initramfs: &initramfs,
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+        };
+        let qemu = Qemu::spawn(&machine).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => OuterError::NoQemu,
+            _ => OuterError::Qemu(error),
+        })?;
+        drop(initramfs);
+        Watch::over(qemu, self.verbose)?.until_the_end(started, self.limit)
+    }
+
+    fn initramfs(&mut self, kernel: &Kernel) -> Result<Vec<u8>, OuterError> {
+        let mut archive = Archive::new();
+        archive
+            .character_device("/dev/console", 0o600, 5, 1)
+            .directory("/proc")
+            .directory("/sys")
+            .directory("/tmp")
+            .directory(&self.job.cwd)
+            .file("/init", 0o755, &read(&assets::executable("outer-init")?)?);
+        if self.with_kvm {
+            for module in kernel.modules(KVM_MODULES).map_err(AssetError::from)? {
+                let path = format!("/lib/modules/{}.ko", module.name);
+                archive.file(&path, 0o644, &read(&module.path)?);
+                self.job.modules.push(path);
+            }
+        }
+        for (guest, contents) in &self.files {
+            match contents {
+                Contents::Of(host) => archive.file(guest, mode(host)?, &read(host)?),
+                Contents::Bytes(bytes) => archive.file(guest, 0o644, bytes),
+            };
+        }
+        let job = serde_json::to_vec(&self.job).expect("strings always serialize");
+        archive.file(JOB_PATH, 0o644, &job);
+        Ok(archive.finish())
+    }
+}
+
+/// One line about the outer VM, apart from the output of what runs in it.
+fn progress(text: std::fmt::Arguments<'_>) {
+    eprintln!("outer VM: {text}");
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, OuterError> {
+    fs::read(path).map_err(|source| OuterError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn mode(path: &Path) -> Result<u32, OuterError> {
+    use std::os::unix::fs::PermissionsExt;
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.permissions().mode() & 0o777),
+        Err(source) => Err(OuterError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// The threads that read QEMU's pipes, and what they have seen.
+struct Watch {
+    qemu: Qemu,
+    events: mpsc::Receiver<Event>,
+    console: thread::JoinHandle<String>,
+    output: thread::JoinHandle<()>,
+}
+
+impl Watch {
+    fn over(qemu: Qemu, verbose: bool) -> Result<Self, OuterError> {
+        let (sender, events) = mpsc::channel();
+        let control = qemu.control.try_clone().map_err(OuterError::Qemu)?;
+        let console = qemu.console.try_clone().map_err(OuterError::Qemu)?;
+        let output = qemu.output.try_clone().map_err(OuterError::Qemu)?;
+        thread::spawn(move || forward_events(control, &sender));
+        Ok(Self {
+            qemu,
+            events,
+            console: thread::spawn(move || collect_console(console, verbose)),
+            output: thread::spawn(move || forward_output(output)),
+        })
+    }
+
+    fn until_the_end(mut self, started: Instant, limit: Duration) -> Result<u8, OuterError> {
+        let mut stage = "its start";
+        let mut status = None;
+        loop {
+            let left = limit.saturating_sub(started.elapsed());
+            let elapsed = || format!("{:.1} s", started.elapsed().as_secs_f32());
+            match self.events.recv_timeout(left) {
+                Ok(Event::Up) => {
+                    stage = "the boot of its kernel";
+                    progress(format_args!("kernel up, {}", elapsed()));
+                }
+                Ok(Event::Ready) => {
+                    stage = "the start of the program";
+                    progress(format_args!("program starts, {}", elapsed()));
+                }
+                Ok(Event::Exited(code)) => {
+                    status = Some(Ok(code));
+                    progress(format_args!("program exited with {code}, {}", elapsed()));
+                }
+                Ok(Event::Signalled(signal)) => {
+                    status = Some(Ok(128 + signal));
+                    progress(format_args!(
+                        "program killed by signal {signal}, {}",
+                        elapsed()
+                    ));
+                }
+                Ok(Event::Failed(text)) => status = Some(Err(OuterError::Init(text))),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    drop(self.qemu);
+                    let console = tail(&self.console.join().unwrap_or_default());
+                    return Err(OuterError::TimedOut { limit, console });
+                }
+            }
+        }
+        let qemu = self.qemu.wait().map_err(OuterError::Qemu)?;
+        // A panic in a reading thread was printed by it; what it had read is lost.
+        let _ = self.output.join();
+        let console = self.console.join().unwrap_or_default();
+        status.unwrap_or_else(|| {
+            Err(OuterError::NoStatus {
+                stage,
+                qemu: qemu.to_string(),
+                console: tail(&console),
+            })
+        })
+    }
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(CONSOLE_TAIL_LINES)..].join("\n")
+}
+
+fn forward_events(control: impl Read, events: &Sender<Event>) {
+    for line in BufReader::new(control).lines().map_while(Result::ok) {
+        let event = line
+            .parse()
+            .unwrap_or_else(|error| Event::Failed(format!("{error}")));
+        if events.send(event).is_err() {
+            return;
+        }
+    }
+}
+
+fn collect_console(console: impl Read, verbose: bool) -> String {
+    let mut text = String::new();
+    let mut reader = BufReader::new(console);
+    let mut line = Vec::new();
+    while reader
+        .read_until(b'\n', &mut line)
+        .is_ok_and(|length| length > 0)
+    {
+        let shown = String::from_utf8_lossy(&line);
+        if verbose {
+            eprintln!("{}", shown.trim_end());
+        }
+        text.push_str(&shown);
+        line.clear();
+    }
+    text
+}
+
+fn forward_output(mut output: impl Read) {
+    let mut stdout = io::stdout();
+    let mut bytes = [0; 4096];
+    while let Ok(length @ 1..) = output.read(&mut bytes) {
+        // A closed standard output is no reason to stop the test run.
+        let _ = stdout
+            .write_all(&bytes[..length])
+            .and_then(|()| stdout.flush());
+    }
+}

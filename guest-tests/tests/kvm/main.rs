@@ -1,0 +1,26 @@
+//! All tests that need a KVM, in one executable, so that one boot of the outer VM serves them all.
+//!
+//! Each module lists its tests in `trials()`. Arguments are libtest's: a filter, `--exact`,
+//! `--list` and so on.
+
+use std::process::ExitCode;
+
+use guest_tests::backend;
+use libtest_mimic::{Arguments, Trial};
+
+mod smoke;
+
+fn trials() -> Vec<Trial> {
+    [smoke::trials()].into_iter().flatten().collect()
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if !arguments.list {
+        let passed_on = backend::harness_arguments(std::env::args().skip(1));
+        if let Some(status) = backend::run_elsewhere(&passed_on) {
+            return status;
+        }
+    }
+    libtest_mimic::run(&arguments, trials()).exit_code()
+}
