@@ -38,6 +38,7 @@
 mod access;
 mod bus;
 mod config;
+mod cpu;
 mod device;
 pub mod devices;
 mod fallback;
@@ -53,6 +54,7 @@ pub use access::{
 };
 pub use bus::{BuildError, BusBuilder, MsrBus};
 pub use config::U64;
+pub use cpu::{CpuIdentity, CpuVendor};
 pub use device::MsrDevice;
 pub use fallback::{Fallback, Unclaimed};
 pub use msr_filter::{Access, MsrRange};

@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{CpuClock, MsrDevice, Topology, devices};
+use crate::{CpuClock, CpuIdentity, MsrDevice, Topology, devices};
 
 /// A device that a configuration can ask for by its type.
 ///
@@ -35,6 +35,8 @@ pub trait Model: MsrDevice + Sized + 'static {
 pub struct DeviceContext {
     /// The guest's topology.
     pub topology: Topology,
+    /// Who the guest's CPU says it is.
+    pub cpu: CpuIdentity,
     /// Time and CPU time.
     pub clock: Arc<dyn CpuClock>,
 }

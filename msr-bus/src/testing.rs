@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::{
-    CpuClock, CpuLocation, DeviceContext, GuestMemoryError, KernelMsrError, Topology, VcpuContext,
-    VcpuId,
+    CpuClock, CpuIdentity, CpuLocation, CpuVendor, DeviceContext, GuestMemoryError, KernelMsrError,
+    Topology, VcpuContext, VcpuId,
 };
 
 /// A [`VcpuContext`] made of plain values.
@@ -116,10 +116,28 @@ impl CpuClock for FakeClock {
     }
 }
 
-/// A context for building devices, with a clock that stands still.
+/// An Ice Lake server: GenuineIntel family 6 model 106 stepping 6.
+pub const ICE_LAKE: CpuIdentity = CpuIdentity {
+    vendor: CpuVendor::Intel,
+    signature: 0x0006_06a6,
+};
+
+/// A Zen 3 server: AuthenticAMD family 0x19 model 1 stepping 1.
+pub const ZEN_3: CpuIdentity = CpuIdentity {
+    vendor: CpuVendor::Amd,
+    signature: 0x00a0_0f11,
+};
+
+/// A context for building devices of an [Ice Lake server](ICE_LAKE), with a clock that stands still.
 pub fn context(topology: Topology) -> DeviceContext {
+    context_of(ICE_LAKE, topology)
+}
+
+/// A context for building devices of `cpu`, with a clock that stands still.
+pub fn context_of(cpu: CpuIdentity, topology: Topology) -> DeviceContext {
     DeviceContext {
         topology,
+        cpu,
         clock: Arc::new(FakeClock::default()),
     }
 }
