@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 /// Mounts a pseudo file system.
@@ -67,4 +67,38 @@ pub enum Ended {
     Exited(u8),
     /// By this signal.
     Signalled(u8),
+}
+
+/// Keeps the kernel's messages, but for emergencies, out of the console, so that they do not end up
+/// within the lines written there. The log keeps them: see [`kernel_log`].
+pub fn quiet_console() -> io::Result<()> {
+    // From syslog(2); libc has no name for it.
+    const CONSOLE_LEVEL: libc::c_int = 8;
+    const EMERGENCIES_ONLY: libc::c_int = 1;
+    // SAFETY: this action takes no buffer.
+    if unsafe { libc::klogctl(CONSOLE_LEVEL, std::ptr::null_mut(), EMERGENCIES_ONLY) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The kernel's log.
+pub fn kernel_log() -> io::Result<Vec<u8>> {
+    // From syslog(2); libc has no names for them.
+    const READ_ALL: libc::c_int = 3;
+    const SIZE_BUFFER: libc::c_int = 10;
+    // SAFETY: this action takes no buffer.
+    let size = unsafe { libc::klogctl(SIZE_BUFFER, std::ptr::null_mut(), 0) };
+    let mut log = vec![0u8; usize::try_from(size).map_err(|_| io::Error::last_os_error())?];
+    // SAFETY: the buffer is valid for `size` bytes, and the kernel writes no more.
+    let length = unsafe { libc::klogctl(READ_ALL, log.as_mut_ptr().cast(), size) };
+    log.truncate(usize::try_from(length).map_err(|_| io::Error::last_os_error())?);
+    Ok(log)
+}
+
+/// Waits until a terminal has sent everything; nothing to wait for on what is no terminal.
+pub fn drain(terminal: &impl AsFd) {
+    // SAFETY: the descriptor is open while it is borrowed. The only errors are a file that is no terminal and
+    // a signal, for which PID 1 has no handlers.
+    unsafe { libc::tcdrain(terminal.as_fd().as_raw_fd()) };
 }

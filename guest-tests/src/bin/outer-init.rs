@@ -59,7 +59,7 @@ fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
         .spawn()
         .map_err(|error| format!("cannot run {program}: {error}"))?;
     let ended = init::wait_for(child.id())?;
-    drain(&output)?;
+    init::drain(&output);
     Ok(ended)
 }
 
@@ -77,15 +77,6 @@ fn set_raw(tty: &fs::File) -> io::Result<()> {
     settings.c_cflag = (settings.c_cflag & !libc::CBAUD) | libc::B115200;
     // SAFETY: the descriptor is open and settings an initialised termios.
     if unsafe { libc::tcsetattr(tty.as_raw_fd(), libc::TCSANOW, &raw const settings) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// Waits until the serial line has sent everything.
-fn drain(tty: &fs::File) -> io::Result<()> {
-    // SAFETY: the descriptor is open.
-    if unsafe { libc::tcdrain(tty.as_raw_fd()) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

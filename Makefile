@@ -1,0 +1,39 @@
+# The commands of this repository; `make` lists them. Cargo does the building.
+
+CARGO ?= cargo
+# Set PROFILE=release for an optimised build of everything.
+PROFILE ?= dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup kernel build demo test bench lint clean
+
+help: ## List the commands
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing: QEMU, a C compiler (Debian and Ubuntu)
+	@resources/setup.sh
+
+kernel: setup ## Fetch Debian's cloud kernel into target/, once
+	@resources/fetch-kernel.sh cloud
+
+# The guests' inits and msr-vmm, which the tests run as they are.
+build: setup ## Build everything
+	$(CARGO) build --workspace --bins --profile $(PROFILE)
+
+demo: kernel build ## Boot Debian's kernel with MSRs answered in userspace
+	@$(CARGO) run --quiet --package guest-tests --bin demo --profile $(PROFILE)
+
+test: kernel build ## All tests; those that need KVM run nested where the host's cannot boot Linux
+	$(CARGO) test --workspace --profile $(PROFILE)
+
+bench: kernel setup ## All benchmarks
+	$(CARGO) build --workspace --bins --release
+	$(CARGO) bench --workspace
+
+lint: ## Formatting and clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+
+clean: ## Remove what was built; the fetched kernels stay
+	$(CARGO) clean --profile dev
+	$(CARGO) clean --profile release

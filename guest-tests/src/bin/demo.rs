@@ -1,0 +1,114 @@
+//! `make demo`: boots Debian's kernel under msr-vmm with `resources/demo.toml`; the guest shows MSRs next to
+//! who answered them. Runs in the outer VM where the host's KVM cannot boot Linux.
+
+use std::error::Error;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use guest_tests::assets;
+use guest_tests::backend;
+use guest_tests::guest::{Initrd, Plan, Step};
+
+const CONFIG: &str = include_str!("../../../resources/demo.toml");
+
+/// The VMM's own choices and these boot the guest; `msr.allow_writes` because the msr driver warns
+/// of every write otherwise.
+const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 msr.allow_writes=on";
+
+fn main() -> ExitCode {
+    if let Some(status) = backend::run_elsewhere(&[]) {
+        return status;
+    }
+    match boot() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("demo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A row of the guest's table: index, name, what to write first, and who answers.
+type Row = (u32, &'static str, Option<u64>, &'static str);
+
+const ROWS: &[Row] = &[
+    (0x17, "IA32_PLATFORM_ID", None, "userspace: table"),
+    (0xce, "MSR_PLATFORM_INFO", None, "userspace: table"),
+    (
+        0xc001_1f00,
+        "(scratch register)",
+        Some(0x1234_5678_9abc_def0),
+        "userspace: scratch",
+    ),
+    (0x1b, "IA32_APIC_BASE", None, "the kernel: KVM"),
+    (0x3fff, "(reserved)", None, "nobody: #GP"),
+];
+
+fn plan() -> Plan {
+    let print = |text: &str| Step::Print {
+        text: text.to_owned(),
+    };
+    let rows = ROWS
+        .iter()
+        .map(|&(index, name, write, answered_by)| Step::ShowMsr {
+            index,
+            name: name.to_owned(),
+            write,
+            answered_by: answered_by.to_owned(),
+        });
+    let before = [
+        Step::LoadModule {
+            name: "msr".to_owned(),
+        },
+        print("\nLinux {release} reads through /dev/cpu/0/msr:\n"),
+        print("  MSR         name                  value               answered by"),
+    ];
+    Plan::new(before.into_iter().chain(rows).chain([print("")])).read_by_people()
+}
+
+fn boot() -> Result<ExitCode, Box<dyn Error>> {
+    let started = Instant::now();
+    let kernel = assets::kernel()?;
+    let directory = Scratch::new()?;
+    let initrd = directory.0.join("initrd");
+    let config = directory.0.join("demo.toml");
+    fs::write(&initrd, Initrd::new(&plan(), &kernel)?.finish())?;
+    fs::write(&config, CONFIG)?;
+    eprintln!("demo: booting {} under msr-vmm", kernel.image().display());
+    let status = Command::new(assets::msr_vmm()?)
+        .arg("run")
+        .arg("--config")
+        .arg(&config)
+        .arg("--kernel")
+        .arg(kernel.image())
+        .arg("--initrd")
+        .arg(&initrd)
+        .args(["--cmdline", COMMAND_LINE, "--msr-stats"])
+        .status()?;
+    eprintln!(
+        "demo: guest ended, {:.1} s ({status})",
+        started.elapsed().as_secs_f32()
+    );
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// A directory that goes with the value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> std::io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("msr-demo.{}", std::process::id()));
+        fs::create_dir_all(&path).map(|()| Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,151 @@
+//! Takes one step of the plan.
+
+use std::arch::x86_64::__cpuid_count;
+use std::fs;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guest_tests::guest::{Answer, MODULES_PATH, Step};
+use guest_tests::init;
+
+use crate::msr::{self, Msrs};
+
+/// The answer to a step; errors are answers too.
+pub(crate) fn take(step: &Step) -> Answer {
+    attempt(step).unwrap_or_else(|error| match error.raw_os_error() {
+        Some(number) => Answer::Errno(number),
+        None => Answer::Failed(error.to_string()),
+    })
+}
+
+fn attempt(step: &Step) -> io::Result<Answer> {
+    Ok(match step {
+        Step::ReadMsr { cpu, index } => Answer::Value(Msrs::of(*cpu)?.read(*index)?),
+        Step::WriteMsr { cpu, index, value } => {
+            Msrs::of(*cpu)?.write(*index, *value)?;
+            Answer::Done
+        }
+        Step::ScanMsrs { cpu, first, last } => Answer::Values(Msrs::of(*cpu)?.scan(*first, *last)?),
+        Step::ReadMsrOnAll { index, times } => Answer::Values(msr::on_all(|_, msrs| {
+            (1..*times).try_for_each(|_| msrs.read(*index).map(drop))?;
+            msrs.read(*index)
+        })?),
+        Step::WriteMsrOnAll { index, first } => {
+            msr::on_all(|cpu, msrs| {
+                let value = first.wrapping_add(cpu.into());
+                msrs.write(*index, value).map(|()| value)
+            })?;
+            Answer::Done
+        }
+        Step::Cpuid { cpu, leaf, subleaf } => cpuid(*cpu, *leaf, *subleaf)?,
+        Step::LoadModule { name } => {
+            for path in fs::read_to_string(format!("{MODULES_PATH}/{name}.order"))?.lines() {
+                init::load_module(Path::new(path))?;
+            }
+            Answer::Done
+        }
+        Step::ReadFile { path } => text(&fs::read(path)?),
+        Step::WriteFile { path, text } => {
+            fs::write(path, text)?;
+            Answer::Done
+        }
+        Step::ListDirectory { path } => list(path)?,
+        Step::KernelRelease => Answer::Text(release()?),
+        Step::KernelLog => text(&init::kernel_log()?),
+        Step::Execute { argv } => execute(argv)?,
+        Step::Sleep { milliseconds } => {
+            thread::sleep(Duration::from_millis(*milliseconds));
+            Answer::Done
+        }
+        Step::Spin { cpu, milliseconds } => spin(*cpu, Duration::from_millis(*milliseconds))?,
+        Step::Print { text } => {
+            println!("{}", text.replace("{release}", &release()?));
+            Answer::Done
+        }
+        Step::ShowMsr {
+            index,
+            name,
+            write,
+            answered_by,
+        } => show(*index, name, *write, answered_by)?,
+    })
+}
+
+/// Text for the report; what is not UTF-8 becomes replacement characters.
+fn text(bytes: &[u8]) -> Answer {
+    Answer::Text(String::from_utf8_lossy(bytes).into_owned())
+}
+
+fn release() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?
+        .trim_end()
+        .to_owned())
+}
+
+fn list(path: &str) -> io::Result<Answer> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(Answer::Text(names.join("\n")))
+}
+
+/// Runs on a thread of its own: this one stays where the scheduler wants it.
+fn on_cpu<T: Send>(cpu: u32, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let worker = scope.spawn(move || msr::pin(cpu).map(|()| work()));
+        worker
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("panic")))
+    })
+}
+
+fn cpuid(cpu: u32, leaf: u32, subleaf: u32) -> io::Result<Answer> {
+    let leaf = on_cpu(cpu, || __cpuid_count(leaf, subleaf))?;
+    Ok(Answer::Cpuid([leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]))
+}
+
+fn spin(cpu: u32, time: Duration) -> io::Result<Answer> {
+    on_cpu(cpu, || {
+        let start = Instant::now();
+        while start.elapsed() < time {
+            std::hint::spin_loop();
+        }
+        Answer::Done
+    })
+}
+
+fn execute(argv: &[String]) -> io::Result<Answer> {
+    let (program, arguments) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+    let output = Command::new(program).args(arguments).output()?;
+    let status = output.status;
+    let signal = || 128 + status.signal().unwrap_or(0);
+    Ok(Answer::Exited {
+        status: status.code().unwrap_or_else(signal),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+fn show(index: u32, name: &str, write: Option<u64>, answered_by: &str) -> io::Result<Answer> {
+    let access = || {
+        let msrs = Msrs::of(0)?;
+        if let Some(value) = write {
+            msrs.write(index, value)?;
+        }
+        msrs.read(index)
+    };
+    let result: io::Result<u64> = access();
+    let shown = match &result {
+        Ok(value) => format!("{value:#018x}"),
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => "EIO (#GP)".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    println!("  {index:#010x}  {name:<20}  {shown:<18}  {answered_by}");
+    result.map(Answer::Value)
+}

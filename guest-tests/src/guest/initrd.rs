@@ -1,0 +1,101 @@
+//! The initrd of a Linux guest: the init, its plan, and the modules.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::plan::{Plan, Step};
+use crate::assets::{self, AssetError};
+use crate::kernel::Kernel;
+use crate::nested::cpio::Archive;
+
+/// Where the init finds its plan, as JSON.
+pub const PLAN_PATH: &str = "/plan.json";
+
+/// Where the init finds the modules, each as `NAME.ko`.
+pub const MODULES_PATH: &str = "/lib/modules";
+
+/// An initrd under construction.
+#[derive(Debug)]
+pub struct Initrd {
+    archive: Archive,
+}
+
+/// Why there is no initrd.
+#[derive(Debug, thiserror::Error)]
+pub enum InitrdError {
+    /// The init, the kernel or a module is missing.
+    #[error(transparent)]
+    Asset(#[from] AssetError),
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Initrd {
+    /// An initrd whose init follows `plan`. It holds each module that the plan loads, and gives the
+    /// init the dependencies to load before it.
+    pub fn new(plan: &Plan, kernel: &Kernel) -> Result<Self, InitrdError> {
+        let mut archive = Archive::new();
+        for directory in ["/proc", "/sys", "/tmp"] {
+            archive.directory(directory);
+        }
+        archive.character_device("/dev/console", 0o600, 5, 1);
+        let json = serde_json::to_vec(plan).expect("strings and integers always serialize");
+        archive.file(PLAN_PATH, 0o644, &json);
+        let mut initrd = Self { archive };
+        initrd.host_file("/init", 0o755, &assets::guest_init()?)?;
+        for step in &plan.steps {
+            if let Step::LoadModule { name } = step {
+                initrd.module(name, kernel)?;
+            }
+        }
+        Ok(initrd)
+    }
+
+    /// Adds a file of the machine that this runs on; `mode` holds the permission bits.
+    pub fn host_file(
+        &mut self,
+        path: &str,
+        mode: u32,
+        host: &Path,
+    ) -> Result<&mut Self, InitrdError> {
+        let contents = fs::read(host).map_err(|source| InitrdError::Read {
+            path: host.to_owned(),
+            source,
+        })?;
+        self.archive.file(path, mode, &contents);
+        Ok(self)
+    }
+
+    /// The archive, for what the other methods do not cover.
+    pub fn archive(&mut self) -> &mut Archive {
+        &mut self.archive
+    }
+
+    /// The bytes of the initrd: an uncompressed cpio archive.
+    pub fn finish(self) -> Vec<u8> {
+        self.archive.finish()
+    }
+
+    /// Adds a module and, beside it, the order in which it and its dependencies are loaded.
+    fn module(&mut self, name: &str, kernel: &Kernel) -> Result<(), InitrdError> {
+        let mut order = String::new();
+        for module in kernel.modules(&[name]).map_err(AssetError::from)? {
+            let path = format!("{MODULES_PATH}/{}.ko", module.name);
+            self.host_file(&path, 0o644, &module.path)?;
+            order += &format!("{path}\n");
+        }
+        self.archive.file(
+            &format!("{MODULES_PATH}/{name}.order"),
+            0o644,
+            order.as_bytes(),
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,29 @@
+//! What a Linux guest of the tests does, and what it reports.
+//!
+//! A test states a [`Plan`] of typed steps. An [`Initrd`] holds it next to the init that follows
+//! it (`src/bin/guest-init`) and to the modules that it loads. The init answers each step with a [`Line`] on the
+//! console, and [`Report`] puts the plan and the answers in that console's text together again:
+//!
+//! ```
+//! use guest_tests::guest::{Answer, Line, Plan, Report, Step};
+//!
+//! let plan = Plan::new([Step::read_msr(0, 0x17)]);
+//! // What the guest's console showed:
+//! let console = format!(
+//!     "[    0.5] Run /init as init process\r\n{}\r\n{}\r\n{}\r\n",
+//!     Line::Up,
+//!     Line::Answer(0, Answer::Value(0x4_0000_0000_0000)),
+//!     Line::End,
+//! );
+//! let report = Report::parse(&plan, &console)?;
+//! assert_eq!(report.value(0), Some(0x4_0000_0000_0000));
+//! # Ok::<(), guest_tests::guest::ReportError>(())
+//! ```
+
+mod initrd;
+mod plan;
+mod report;
+
+pub use initrd::{Initrd, InitrdError, MODULES_PATH, PLAN_PATH};
+pub use plan::{End, Plan, Step};
+pub use report::{Answer, Line, Report, ReportError};

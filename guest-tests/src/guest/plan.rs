@@ -1,0 +1,193 @@
+//! The steps a guest is to take.
+
+use serde::{Deserialize, Serialize};
+
+/// What a guest does from its init's first instruction to its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The steps, in order. A step that fails does not keep the next from being taken.
+    pub steps: Vec<Step>,
+    /// How the guest ends after them.
+    pub end: End,
+    /// Whether only people read the console: then the lines for [`Report`](super::Report) are left out,
+    /// except those about failed steps.
+    pub for_people: bool,
+}
+
+impl Plan {
+    /// A plan of these steps, and a power-off.
+    pub fn new(steps: impl IntoIterator<Item = Step>) -> Self {
+        Self {
+            steps: steps.into_iter().collect(),
+            end: End::PowerOff,
+            for_people: false,
+        }
+    }
+
+    /// The same with another end.
+    pub fn ending(self, end: End) -> Self {
+        Self { end, ..self }
+    }
+
+    /// The same for people to read: see [`for_people`](Self::for_people).
+    pub fn read_by_people(self) -> Self {
+        Self {
+            for_people: true,
+            ..self
+        }
+    }
+}
+
+/// How a guest ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// `reboot(RB_POWER_OFF)`.
+    #[default]
+    PowerOff,
+    /// `reboot(RB_AUTOBOOT)`.
+    Reboot,
+    /// Never: the guest idles until it is stopped from outside.
+    Idle,
+    /// A kernel panic.
+    Panic,
+}
+
+/// One thing for the guest to do. What it answers is said with each: an [`Answer`](super::Answer), which is
+/// `Errno` instead where Linux refuses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// Read an MSR through `/dev/cpu/CPU/msr`. Answers `Value`; EIO is #GP.
+    ReadMsr {
+        /// The CPU.
+        cpu: u32,
+        /// The MSR index.
+        index: u32,
+    },
+    /// Write an MSR through `/dev/cpu/CPU/msr`. Answers `Done`; EIO is #GP.
+    WriteMsr {
+        /// The CPU.
+        cpu: u32,
+        /// The MSR index.
+        index: u32,
+        /// The value.
+        value: u64,
+    },
+    /// Read every MSR from `first` to `last`. Answers `Values` with those that can be read.
+    ScanMsrs {
+        /// The CPU.
+        cpu: u32,
+        /// The first index.
+        first: u32,
+        /// The last index, inclusive.
+        last: u32,
+    },
+    /// Read an MSR on all online CPUs at the same time, `times` times each. Answers `Values` with the last value by
+    /// CPU number.
+    ReadMsrOnAll {
+        /// The MSR index.
+        index: u32,
+        /// How often each CPU reads.
+        times: u32,
+    },
+    /// Write `first + CPU` to an MSR on all online CPUs at the same time. Answers `Done`.
+    WriteMsrOnAll {
+        /// The MSR index.
+        index: u32,
+        /// The value that CPU 0 writes.
+        first: u64,
+    },
+    /// Execute CPUID on a CPU. Answers `Cpuid`.
+    Cpuid {
+        /// The CPU.
+        cpu: u32,
+        /// EAX before.
+        leaf: u32,
+        /// ECX before.
+        subleaf: u32,
+    },
+    /// Load a module of the initrd, by name. Answers `Done`.
+    LoadModule {
+        /// The name, as the file's without `.ko`.
+        name: String,
+    },
+    /// Read a file. Answers `Text`.
+    ReadFile {
+        /// The absolute path.
+        path: String,
+    },
+    /// Write a file. Answers `Done`.
+    WriteFile {
+        /// The absolute path.
+        path: String,
+        /// What to write, in one call.
+        text: String,
+    },
+    /// List a directory. Answers `Text`, a name a line, sorted.
+    ListDirectory {
+        /// The absolute path.
+        path: String,
+    },
+    /// The kernel's release, as `uname -r`. Answers `Text`.
+    KernelRelease,
+    /// The kernel's log so far. Answers `Text`.
+    KernelLog,
+    /// Run a program to its end. Answers `Exited`.
+    Execute {
+        /// The program's path and its arguments.
+        argv: Vec<String>,
+    },
+    /// Let time pass idly. Answers `Done`.
+    Sleep {
+        /// How long.
+        milliseconds: u64,
+    },
+    /// Keep a CPU busy. Answers `Done`.
+    Spin {
+        /// The CPU.
+        cpu: u32,
+        /// How long.
+        milliseconds: u64,
+    },
+    /// Print a line for people. `{release}` in it becomes the kernel's release. Answers `Done`.
+    Print {
+        /// The line.
+        text: String,
+    },
+    /// Print a table row for people: an MSR of CPU 0 as it reads, after a write if one is given. Answers `Value`.
+    ShowMsr {
+        /// The MSR index.
+        index: u32,
+        /// Its name.
+        name: String,
+        /// What to write first.
+        write: Option<u64>,
+        /// The last column: who answers it.
+        answered_by: String,
+    },
+}
+
+impl Step {
+    /// [`Step::ReadMsr`].
+    pub const fn read_msr(cpu: u32, index: u32) -> Self {
+        Self::ReadMsr { cpu, index }
+    }
+
+    /// [`Step::WriteMsr`].
+    pub const fn write_msr(cpu: u32, index: u32, value: u64) -> Self {
+        Self::WriteMsr { cpu, index, value }
+    }
+
+    /// [`Step::ReadFile`].
+    pub fn read_file(path: &str) -> Self {
+        Self::ReadFile {
+            path: path.to_owned(),
+        }
+    }
+
+    /// [`Step::Execute`].
+    pub fn execute<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
+        Self::Execute {
+            argv: argv.into_iter().map(Into::into).collect(),
+        }
+    }
+}
