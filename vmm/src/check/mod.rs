@@ -1,1 +1,94 @@
-//! What this KVM can do.
+//! What this KVM can do: the probe behind `msr-vmm check`.
+//!
+//! That `/dev/kvm` opens proves little. A KVM without hardware virtualization below it can have every
+//! capability and run integer code, and yet stop at the first `int3`. So [`probe`] asks for the
+//! capabilities, and then executes what decides on a vCPU: guests of a few instructions in real and long
+//! mode, with MSR exits and exceptions, and the three instructions that such a KVM has been seen to fail at.
+
+mod access;
+mod capability;
+mod ending;
+mod guest;
+mod programs;
+mod report;
+mod runner;
+
+use std::path::Path;
+
+use kvm_ioctls::Kvm;
+
+pub use access::AccessError;
+pub use capability::{Capability, Need};
+pub use ending::{Ending, InternalError};
+pub use report::{KvmReport, Report, Trial};
+
+/// Finds out what `/dev/kvm` can do. It takes some milliseconds where KVM works, and at most some seconds a
+/// guest where it hangs.
+///
+/// It registers a handler that does nothing for the first real-time signal, `SIGRTMIN`.
+///
+/// ```no_run
+/// let report = vmm::check::probe();
+/// print!("{report}");
+/// std::process::exit(i32::from(!report.can_boot_linux()));
+/// ```
+pub fn probe() -> Report {
+    probe_at(Path::new("/dev/kvm"))
+}
+
+/// As [`probe`], for a KVM at another path.
+pub fn probe_at(path: &Path) -> Report {
+    Report {
+        kvm: access::open(path).map(probe_kvm),
+    }
+}
+
+fn probe_kvm(kvm: Kvm) -> KvmReport {
+    let mut capabilities = capability::capabilities(&kvm);
+    // Where not even a VM can be created, the trials below say so.
+    if let Ok(vm) = guest::create_vm(&kvm) {
+        capabilities.extend(capability::exit_reasons(&vm));
+    }
+    let outcomes = runner::run_all(kvm);
+    let mut trials: Vec<Trial> = programs::PROGRAMS
+        .iter()
+        .zip(outcomes.guests)
+        .map(|(program, outcome)| Trial {
+            name: program.name,
+            linux_only: program.linux_only,
+            outcome,
+        })
+        .collect();
+    trials.push(Trial {
+        name: "interrupt controllers and timer in the kernel",
+        linux_only: true,
+        outcome: outcomes.machine,
+    });
+    KvmReport {
+        capabilities,
+        trials,
+        ignore_msrs: ignore_msrs(),
+    }
+}
+
+/// The kernel's `kvm.ignore_msrs` parameter, `Y` or `N` in sysfs.
+fn ignore_msrs() -> Option<bool> {
+    let value = std::fs::read_to_string("/sys/module/kvm/parameters/ignore_msrs").ok()?;
+    match value.trim() {
+        "Y" | "1" => Some(true),
+        "N" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_without_kvm_gives_the_reason_and_runs_nothing() {
+        let report = probe_at(Path::new("/dev/null"));
+        assert!(matches!(report.kvm, Err(AccessError::NotKvm { .. })));
+        assert_eq!(report.missing_for_linux().len(), 1);
+    }
+}

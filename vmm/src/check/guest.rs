@@ -1,0 +1,256 @@
+//! Runs the tiny guests, one vCPU each, in one VM.
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_pit_config, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use msr_filter::{Access, FilterSpec, MsrRange, Rule, Verdict};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use super::capability;
+use super::ending::{self, Ending, Exit};
+use super::programs::{self, Mode, Program};
+use crate::layout;
+
+/// The guests' memory, all of it mapped one to one.
+const MEMORY: usize = 0x1_0000;
+const PML4: u64 = 0x1000;
+const PDPT: u64 = 0x2000;
+const PAGE_DIRECTORY: u64 = 0x3000;
+const GDT: u64 = 0x4000;
+const IDT: u64 = 0x5000;
+const CODE: u64 = 0x6000;
+const STACK_TOP: u64 = 0x8000;
+const SCRATCH: u64 = 0x9000;
+
+const CODE_SELECTOR: u16 = 0x08;
+const DATA_SELECTOR: u16 = 0x10;
+const TASK_SELECTOR: u16 = 0x18;
+
+/// CPUID.1:ECX.XSAVE.
+const CPUID_XSAVE: u32 = 1 << 26;
+
+/// A VM with the tiny guests' code in its memory and their MSRs denied by its filter.
+pub(super) struct TinyVm {
+    vm: VmFd,
+    cpuid: CpuId,
+    // Behind `vm`, so that it is unmapped after the VM is gone.
+    memory: GuestMemoryMmap,
+}
+
+/// Names the request of a failed ioctl.
+fn ioctl(request: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Ending {
+    move |error| Ending::Ioctl { request, error }
+}
+
+/// Creates a VM with what real mode on Intel needs.
+pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, Ending> {
+    let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize)
+        .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
+    Ok(vm)
+}
+
+/// Creates the interrupt controllers and the timer in the kernel, and a vCPU next to them.
+pub(super) fn create_machine(kvm: &Kvm) -> Result<(), Ending> {
+    let vm = create_vm(kvm)?;
+    vm.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
+    vm.create_pit2(kvm_pit_config::default())
+        .map_err(ioctl("KVM_CREATE_PIT2"))?;
+    vm.create_vcpu(0).map_err(ioctl("KVM_CREATE_VCPU"))?;
+    Ok(())
+}
+
+impl TinyVm {
+    pub(super) fn new(kvm: &Kvm) -> Result<Self, Ending> {
+        let vm = create_vm(kvm)?;
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
+            .map_err(|error| Ending::Setup(format!("no guest memory: {error}")))?;
+        write_image(&memory).map_err(|error| Ending::Setup(format!("guest memory: {error}")))?;
+        let host = memory
+            .get_host_address(GuestAddress(0))
+            .map_err(|error| Ending::Setup(format!("guest memory: {error}")))?;
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: MEMORY as u64,
+            userspace_addr: host as u64,
+        };
+        // SAFETY: `memory` is mapped for as long as the VM lives, in the same struct, and nothing in this
+        // process holds references into it.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+
+        capability::enable_msr_exits(&vm, programs::MSR_REASON | programs::OTHER_REASON)
+            .map_err(ioctl("KVM_ENABLE_CAP(KVM_CAP_X86_USER_SPACE_MSR)"))?;
+        let denied = MsrRange::new(programs::MSR, programs::FAULTING_MSR)
+            .map_err(|error| Ending::Setup(error.to_string()))?;
+        FilterSpec::new(Verdict::Allow)
+            .rule(Rule::new(denied, Access::all(), Verdict::Deny))
+            .compile()
+            .map_err(|error| Ending::Setup(error.to_string()))?
+            .install(&vm)
+            .map_err(|error| ioctl("KVM_X86_SET_MSR_FILTER")(error.0))?;
+        Ok(Self { vm, cpuid, memory })
+    }
+
+    /// Runs one program on a vCPU of its own, numbered `id`, until it ends or `expired` says so after a
+    /// signal. `Ok` is the end it should come to.
+    pub(super) fn run(
+        &self,
+        id: u64,
+        program: &Program,
+        expired: &dyn Fn() -> bool,
+    ) -> Result<(), Ending> {
+        self.memory
+            .write_slice(&[0; 0x1000], GuestAddress(SCRATCH))
+            .map_err(|error| Ending::Setup(format!("guest memory: {error}")))?;
+        let mut vcpu = self.vm.create_vcpu(id).map_err(ioctl("KVM_CREATE_VCPU"))?;
+        self.set_up(&vcpu, program)?;
+        run_to_halt(&mut vcpu, expired)?;
+        let found = vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?.rax;
+        let expected = program.expected;
+        if found == expected {
+            Ok(())
+        } else {
+            Err(Ending::WrongResult { expected, found })
+        }
+    }
+
+    fn set_up(&self, vcpu: &VcpuFd, program: &Program) -> Result<(), Ending> {
+        vcpu.set_cpuid2(&self.cpuid)
+            .map_err(ioctl("KVM_SET_CPUID2"))?;
+        let mut sregs = vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
+        match program.mode {
+            Mode::Real => {
+                sregs.cs.base = 0;
+                sregs.cs.selector = 0;
+            }
+            Mode::Long => {
+                let xsave = self
+                    .cpuid
+                    .as_slice()
+                    .iter()
+                    .any(|leaf| leaf.function == 1 && leaf.ecx & CPUID_XSAVE != 0);
+                enter_long_mode(&mut sregs, xsave);
+            }
+        }
+        vcpu.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))?;
+        let regs = kvm_regs {
+            rip: CODE + program.offset(),
+            rsp: STACK_TOP,
+            rdi: SCRATCH,
+            rflags: 2, // bit 1 is always set
+            ..Default::default()
+        };
+        vcpu.set_regs(&regs).map_err(ioctl("KVM_SET_REGS"))
+    }
+}
+
+fn run_to_halt(vcpu: &mut VcpuFd, expired: &dyn Fn() -> bool) -> Result<(), Ending> {
+    loop {
+        let exit = match vcpu.run() {
+            Ok(VcpuExit::Hlt) => return Ok(()),
+            Ok(VcpuExit::X86Rdmsr(exit)) if exit.reason.bits() == programs::MSR_REASON => {
+                match exit.index {
+                    programs::MSR => *exit.data = programs::MSR_VALUE,
+                    _ => *exit.error = 1,
+                }
+                continue;
+            }
+            Ok(VcpuExit::X86Wrmsr(exit)) if exit.reason.bits() == programs::MSR_REASON => {
+                let wanted = exit.index == programs::MSR && exit.data == programs::MSR_VALUE;
+                *exit.error = u8::from(!wanted);
+                continue;
+            }
+            Ok(exit) => Exit::from(exit),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                if expired() {
+                    return Err(Ending::TimedOut);
+                }
+                continue;
+            }
+            Err(error) => return Err(ioctl("KVM_RUN")(error)),
+        };
+        return Err(ending::of_exit(exit, vcpu));
+    }
+}
+
+/// Page tables, descriptor tables and code.
+fn write_image(memory: &GuestMemoryMmap) -> Result<(), vm_memory::GuestMemoryError> {
+    const PRESENT_WRITABLE: u64 = 0b11;
+    const LARGE: u64 = 1 << 7;
+    let quadwords = [
+        (PML4, PDPT | PRESENT_WRITABLE),
+        (PDPT, PAGE_DIRECTORY | PRESENT_WRITABLE),
+        // 2 MiB from 0 on, more than there is memory.
+        (PAGE_DIRECTORY, LARGE | PRESENT_WRITABLE),
+        // A handler's IRETQ loads both again: 64-bit code, and flat writable data.
+        (GDT + u64::from(CODE_SELECTOR), 0x00af_9b00_0000_ffff),
+        (GDT + u64::from(DATA_SELECTOR), 0x00cf_9300_0000_ffff),
+    ];
+    for (address, value) in quadwords {
+        memory.write_obj(value, GuestAddress(address))?;
+    }
+    for (vector, offset) in programs::handlers() {
+        // A present 64-bit interrupt gate of ring 0 (Intel SDM vol. 3, section 7.14.1); the handler lies
+        // below 64 KiB.
+        const INTERRUPT_GATE: u64 = 0x8e << 40;
+        let gate = INTERRUPT_GATE | u64::from(CODE_SELECTOR) << 16 | (CODE + offset);
+        memory.write_obj(gate, GuestAddress(IDT + 16 * u64::from(vector)))?;
+    }
+    memory.write_slice(programs::code(), GuestAddress(CODE))
+}
+
+fn enter_long_mode(sregs: &mut kvm_sregs, xsave: bool) {
+    // CR0: PE, MP, ET, NE, WP, PG. CR4: PAE, OSFXSR, OSXMMEXCPT, and OSXSAVE. EFER: LME, LMA.
+    sregs.cr0 = 0x8001_0033;
+    sregs.cr3 = PML4;
+    sregs.cr4 = 0x620 | u64::from(xsave) << 18;
+    sregs.efer = 0x500;
+    sregs.gdt = kvm_dtable {
+        base: GDT,
+        limit: TASK_SELECTOR + 15,
+        ..Default::default()
+    };
+    sregs.idt = kvm_dtable {
+        base: IDT,
+        limit: 0xfff,
+        ..Default::default()
+    };
+    let flat = kvm_segment {
+        limit: 0xffff_ffff,
+        present: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = kvm_segment {
+        selector: CODE_SELECTOR,
+        type_: 0xb, // code, readable, accessed
+        l: 1,
+        ..flat
+    };
+    let data = kvm_segment {
+        selector: DATA_SELECTOR,
+        type_: 0x3, // data, writable, accessed
+        db: 1,
+        ..flat
+    };
+    (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
+    // The hardware refuses to enter long mode without a busy 64-bit TSS.
+    sregs.tr = kvm_segment {
+        selector: TASK_SELECTOR,
+        limit: 0x67,
+        type_: 0xb,
+        present: 1,
+        ..Default::default()
+    };
+}
