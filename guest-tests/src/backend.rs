@@ -143,16 +143,8 @@ pub fn harness_arguments(given: impl IntoIterator<Item = String>) -> Vec<String>
     arguments
 }
 
-/// Whether the host's KVM can boot Linux; what is missing otherwise.
+/// Whether the host's KVM can boot Linux; the first thing that is missing otherwise.
 fn host_runs_linux() -> Result<(), String> {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    if !cpuinfo
-        .split_whitespace()
-        .any(|flag| flag == "vmx" || flag == "svm")
-    {
-        return Err("this host's CPU has neither vmx nor svm".to_owned());
-    }
-    kvm_ioctls::Kvm::new()
-        .map(drop)
-        .map_err(|error| format!("cannot open /dev/kvm: {error}"))
+    let missing = vmm::check::probe().missing_for_linux();
+    missing.into_iter().next().map_or(Ok(()), Err)
 }
