@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# fetch-kernel.sh [cloud|full]: unpacks the newest Debian kernel under target/kernels/<flavour>/, once:
+# fetch-kernel.sh [cloud|full]: unpacks the newest Debian kernel under target/kernels/<flavour>/,
+# once:
 #
 #   vmlinuz   the bzImage
 #   modules/  the tree of lib/modules/<version>, kernel/ and all
 #   version   the kernel's release, as uname -r says it
 #
-# Nothing is installed. KERNEL= (an image) and MODULES= (a lib/modules/<version> directory) replace the
-# cloud kernel; then there is nothing to fetch. To update, remove the directory.
+# Nothing is installed. KERNEL= (an image) and MODULES= (a lib/modules/<version> directory) replace
+# the cloud kernel; then there is nothing to fetch. To update, remove the directory.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 

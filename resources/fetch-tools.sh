@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# fetch-tools.sh PACKAGE...: unpacks Debian packages under target/tools/<package>/, each once, without
-# installing them. What they depend on is not followed: name it too where a tool is not static.
+# fetch-tools.sh PACKAGE...: unpacks Debian packages under target/tools/<package>/, each once,
+# without installing them. What they depend on is not followed: name it too where a tool is not
+# static.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 

@@ -81,9 +81,9 @@ fetch_debs() {
     rm -rf "$debs"
 }
 
-# build_once DIRECTORY FUNCTION ARGUMENT...: has FUNCTION fill a scratch directory, given to it as its first
-# argument, and renames that to DIRECTORY when it is complete. An interrupted run leaves only
-# scratch, which the next one removes; a second run at the same time waits for the first.
+# build_once DIRECTORY FUNCTION ARGUMENT...: has FUNCTION fill a scratch directory, given to it as
+# its first argument, and renames that to DIRECTORY when it is complete. An interrupted run leaves
+# only scratch, which the next one removes; a second run at the same time waits for the first.
 build_once() {
     local directory=$1 fill=$2 parent scratch
     shift 2

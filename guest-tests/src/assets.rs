@@ -1,8 +1,8 @@
 //! Where the files that tests need are, on the host and in the outer VM alike.
 //!
-//! On the host executables come from the directory that cargo built the running one in, and kernels from
-//! `target/kernels`. [`pack`] puts the same things into an outer VM under [`ROOT`], whose init's
-//! job names that place in the environment variable [`ROOT_VARIABLE`].
+//! On the host executables come from the directory that cargo built the running one in, and kernels
+//! from `target/kernels`. [`pack`] puts the same things into an outer VM under [`ROOT`], whose
+//! init's job names that place in the environment variable [`ROOT_VARIABLE`].
 
 use std::env;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Decides where KVM tests run: in this process, where the host's KVM can boot Linux, or else in the
-//! [outer VM](crate::nested), which runs the same executable with the same arguments.
+//! Decides where KVM tests run: in this process, where the host's KVM can boot Linux, or else in
+//! the [outer VM](crate::nested), which runs the same executable with the same arguments.
 //!
 //! `BACKEND=kvm` and `BACKEND=nested` force either. Which it is, and why, is always printed.
 
@@ -81,10 +81,11 @@ pub fn choose() -> Result<Backend, BackendError> {
     Ok(backend)
 }
 
-/// For the first lines of a `main` that needs KVM: `None` to go on in this process, or the exit code
-/// of the same executable, run with these arguments in the outer VM.
+/// For the first lines of a `main` that needs KVM: `None` to go on in this process, or the exit
+/// code of the same executable, run with these arguments in the outer VM.
 ///
-/// Errors end in exit code 1 and their text on standard error: a test that could not run has failed.
+/// Errors end in exit code 1 and their text on standard error: a test that could not run has
+/// failed.
 pub fn run_elsewhere(arguments: &[String]) -> Option<ExitCode> {
     let outcome = match choose() {
         Ok(Backend::Kvm) => return None,

@@ -98,7 +98,7 @@ pub fn kernel_log() -> io::Result<Vec<u8>> {
 
 /// Waits until a terminal has sent everything; nothing to wait for on what is no terminal.
 pub fn drain(terminal: &impl AsFd) {
-    // SAFETY: the descriptor is open while it is borrowed. The only errors are a file that is no terminal and
-    // a signal, for which PID 1 has no handlers.
+    // SAFETY: the descriptor is open while it is borrowed. The only errors are a file that is no
+    // terminal and a signal, for which PID 1 has no handlers.
     unsafe { libc::tcdrain(terminal.as_fd().as_raw_fd()) };
 }

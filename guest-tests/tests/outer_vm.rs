@@ -1,4 +1,5 @@
-//! How the endings of an outer VM are told apart: each of these boots one that runs this executable.
+//! How the endings of an outer VM are told apart: each of these boots one that runs this
+//! executable.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

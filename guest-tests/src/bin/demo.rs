@@ -1,5 +1,5 @@
-//! `make demo`: boots Debian's kernel under msr-vmm with `resources/demo.toml`; the guest shows MSRs next to
-//! who answered them. Runs in the outer VM where the host's KVM cannot boot Linux.
+//! `make demo`: boots Debian's kernel under msr-vmm with `resources/demo.toml`; the guest shows
+//! MSRs next to who answered them. Runs in the outer VM where the host's KVM cannot boot Linux.
 
 use std::error::Error;
 use std::fs;

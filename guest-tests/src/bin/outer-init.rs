@@ -1,5 +1,5 @@
-//! PID 1 of the outer VM: loads KVM, runs the job that the host left in the initramfs, reports how it
-//! ended, and has QEMU exit. Works without a shell and without a disk.
+//! PID 1 of the outer VM: loads KVM, runs the job that the host left in the initramfs, reports how
+//! it ended, and has QEMU exit. Works without a shell and without a disk.
 
 use std::error::Error;
 use std::fs;
@@ -12,8 +12,8 @@ use guest_tests::init::{self, Ended};
 use guest_tests::nested::control::{CONTROL_PORT, EXIT_PORT, Event, JOB_PATH, Job, OUTPUT_TTY};
 
 fn main() {
-    // Without the ports there is no way to tell the host. The panic of PID 1 panics the kernel, and the
-    // host shows the console.
+    // Without the ports there is no way to tell the host. The panic of PID 1 panics the kernel, and
+    // the host shows the console.
     let ports = Ports::open().expect("I/O ports for PID 1");
     let event = match run(&ports) {
         Ok(Ended::Exited(status)) => Event::Exited(status),

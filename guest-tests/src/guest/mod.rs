@@ -1,8 +1,9 @@
 //! What a Linux guest of the tests does, and what it reports.
 //!
-//! A test states a [`Plan`] of typed steps. An [`Initrd`] holds it next to the init that follows
-//! it (`src/bin/guest-init`) and to the modules that it loads. The init answers each step with a [`Line`] on the
-//! console, and [`Report`] puts the plan and the answers in that console's text together again:
+//! A test states a [`Plan`] of typed steps. An [`Initrd`] holds it next to the init that follows it
+//! (`src/bin/guest-init`) and to the modules that it loads. The init answers each step with a
+//! [`Line`] on the console, and [`Report`] puts the plan and the answers in that console's text
+//! together again:
 //!
 //! ```
 //! use guest_tests::guest::{Answer, Line, Plan, Report, Step};

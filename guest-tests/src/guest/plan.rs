@@ -9,8 +9,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// How the guest ends after them.
     pub end: End,
-    /// Whether only people read the console: then the lines for [`Report`](super::Report) are left out,
-    /// except those about failed steps.
+    /// Whether only people read the console: then the lines for [`Report`](super::Report) are left
+    /// out, except those about failed steps.
     pub for_people: bool,
 }
 
@@ -52,8 +52,8 @@ pub enum End {
     Panic,
 }
 
-/// One thing for the guest to do. What it answers is said with each: an [`Answer`](super::Answer), which is
-/// `Errno` instead where Linux refuses.
+/// One thing for the guest to do. What it answers is said with each: an [`Answer`](super::Answer),
+/// which is `Errno` instead where Linux refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     /// Read an MSR through `/dev/cpu/CPU/msr`. Answers `Value`; EIO is #GP.
@@ -81,8 +81,8 @@ pub enum Step {
         /// The last index, inclusive.
         last: u32,
     },
-    /// Read an MSR on all online CPUs at the same time, `times` times each. Answers `Values` with the last value by
-    /// CPU number.
+    /// Read an MSR on all online CPUs at the same time, `times` times each. Answers `Values` with
+    /// the last value by CPU number.
     ReadMsrOnAll {
         /// The MSR index.
         index: u32,
@@ -153,7 +153,8 @@ pub enum Step {
         /// The line.
         text: String,
     },
-    /// Print a table row for people: an MSR of CPU 0 as it reads, after a write if one is given. Answers `Value`.
+    /// Print a table row for people: an MSR of CPU 0 as it reads, after a write if one is given.
+    /// Answers `Value`.
     ShowMsr {
         /// The MSR index.
         index: u32,

@@ -1,9 +1,9 @@
 //! What the host and the outer VM's init say to each other.
 //!
-//! The host leaves a [`Job`] in the initramfs. The init answers with [`Event`]s, one a line, through
-//! QEMU's debug console at [`CONTROL_PORT`]: apart from the kernel's console and from the job's own
-//! output, so that neither can be mistaken for the other, and without a driver, so that it works
-//! from the first instruction of the init to the last.
+//! The host leaves a [`Job`] in the initramfs. The init answers with [`Event`]s, one a line,
+//! through QEMU's debug console at [`CONTROL_PORT`]: apart from the kernel's console and from the
+//! job's own output, so that neither can be mistaken for the other, and without a driver, so that
+//! it works from the first instruction of the init to the last.
 
 use std::fmt;
 use std::str::FromStr;

@@ -67,7 +67,8 @@ impl Archive {
         self
     }
 
-    /// The complete archive. Its length is a multiple of 512, so that another archive may follow it.
+    /// The complete archive. Its length is a multiple of 512, so that another archive may follow
+    /// it.
     pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         pad(&mut self.bytes, 512);

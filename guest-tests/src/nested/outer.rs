@@ -146,8 +146,8 @@ impl OuterVm {
         self
     }
 
-    /// Boots, runs the program with its output streamed to standard output, and returns its exit status;
-    /// 128 and the signal's number if a signal ended it, as shells have it.
+    /// Boots, runs the program with its output streamed to standard output, and returns its exit
+    /// status; 128 and the signal's number if a signal ended it, as shells have it.
     ///
     /// Stages and their times go to standard error. The kernel's own console shows only with
     /// `VERBOSE=1` in the environment, or in the error.
