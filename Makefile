@@ -3,6 +3,8 @@
 CARGO ?= cargo
 # Set PROFILE=release for an optimised build of everything.
 PROFILE ?= dev
+# Where cargo puts the executables; .cargo/config.toml names the target.
+BUILT = $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(patsubst dev,debug,$(PROFILE))
 
 # A kernel and its modules in place of Debian's; the tests run in another directory.
 ifdef KERNEL
@@ -29,7 +31,7 @@ build: setup ## Build everything
 	$(CARGO) build --workspace --bins --profile $(PROFILE)
 
 demo: kernel build ## Boot Debian's kernel with MSRs answered in userspace
-	@$(CARGO) run --quiet --package guest-tests --bin demo --profile $(PROFILE)
+	@$(BUILT)/demo
 
 test: kernel build ## All tests; those that need KVM run nested where the host's cannot boot Linux
 	$(CARGO) test --workspace --profile $(PROFILE)
