@@ -1,12 +1,13 @@
 //! The bus: devices by the indices they claim.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::lookup::{Lookup, Owner};
 use crate::state::NamedState;
 use crate::{
-    Access, BusState, Fallback, GeneralProtection, MsrAccess, MsrDevice, MsrEvent, MsrObserver,
-    MsrRange, Responder, RestoreError,
+    Access, BusState, DeviceState, Fallback, GeneralProtection, MsrAccess, MsrDevice, MsrEvent,
+    MsrObserver, MsrRange, Responder, RestoreError,
 };
 
 /// Devices by the MSR indices they claim. Built once, then immutable and shared by all vCPU threads:
@@ -43,6 +44,9 @@ pub enum BuildError {
         /// What it claims of the x2APIC range.
         range: MsrRange,
     },
+    /// Two devices have the same name, so that neither messages nor saved state could tell them apart.
+    #[error("two devices are called `{0}`: give one of them another `name`")]
+    SameName(String),
     /// There are more devices than the bus can tell apart.
     #[error("{0} devices are too many, a bus takes at most 65535")]
     TooMany(usize),
@@ -86,6 +90,10 @@ impl BusBuilder {
     pub fn build(self) -> Result<MsrBus, BuildError> {
         if self.devices.len() > usize::from(Owner::MAX) {
             return Err(BuildError::TooMany(self.devices.len()));
+        }
+        let mut names = HashSet::new();
+        if let Some(twice) = self.devices.iter().find(|d| !names.insert(d.name())) {
+            return Err(BuildError::SameName(twice.name().to_owned()));
         }
         let mut claims: Vec<(MsrRange, Owner)> = Vec::new();
         for (owner, device) in (0..).zip(&self.devices) {
@@ -204,39 +212,36 @@ impl MsrBus {
     ///
     /// # Errors
     ///
-    /// [`RestoreError`]; the bus is then not fit for use.
+    /// [`RestoreError`]. Where it is about one device's data, the bus is half restored and not fit for use;
+    /// otherwise nothing has changed.
     pub fn restore(&self, state: &BusState) -> Result<(), RestoreError> {
-        if state.version != BusState::VERSION {
-            return Err(RestoreError::Version {
-                found: state.version,
-                expected: BusState::VERSION,
-            });
-        }
-        for saved in &state.devices {
-            if !self
-                .devices
-                .iter()
-                .any(|device| device.name() == saved.device)
-            {
-                return Err(RestoreError::Unclaimed(saved.device.clone()));
+        BusState::check_version(state.version)?;
+        let mut saved: HashMap<&str, &DeviceState> = HashMap::new();
+        for named in &state.devices {
+            if saved.insert(&named.device, &named.state).is_some() {
+                return Err(RestoreError::Twice(named.device.clone()));
             }
         }
+        let mut restores = Vec::new();
         for device in &self.devices {
-            let name = device.name();
-            match state.devices.iter().find(|saved| saved.device == name) {
-                Some(saved) => {
-                    device
-                        .restore(&saved.state)
-                        .map_err(|source| RestoreError::Device {
-                            device: name.to_owned(),
-                            source: Box::new(source),
-                        })?
-                }
+            match saved.remove(device.name()) {
+                Some(state) => restores.push((device, state)),
                 None if device.save().is_some() => {
-                    return Err(RestoreError::Missing(name.to_owned()));
+                    return Err(RestoreError::Missing(device.name().to_owned()));
                 }
                 None => {}
             }
+        }
+        if let Some(unclaimed) = saved.into_keys().min() {
+            return Err(RestoreError::Unclaimed(unclaimed.to_owned()));
+        }
+        for (device, state) in restores {
+            device
+                .restore(state)
+                .map_err(|source| RestoreError::Device {
+                    device: device.name().to_owned(),
+                    source: Box::new(source),
+                })?;
         }
         Ok(())
     }
@@ -260,3 +265,6 @@ impl MsrBus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,12 +42,14 @@ impl Visitor<'_> for U64Visitor {
             .strip_prefix("0x")
             .or_else(|| digits.strip_prefix("0X"))
         {
-            Some(hex) => u64::from_str_radix(hex, 16),
-            None => digits.parse(),
+            // The standard library would take a sign.
+            Some(hex) if !hex.starts_with('+') => u64::from_str_radix(hex, 16).ok(),
+            None if !digits.starts_with('+') => digits.parse().ok(),
+            _ => None,
         };
         value
             .map(U64)
-            .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+            .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
     }
 }
 
@@ -66,3 +68,6 @@ impl schemars::JsonSchema for U64 {
         schemars::json_schema!({ "type": ["integer", "string"] })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,3 +53,6 @@ impl Fallback {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

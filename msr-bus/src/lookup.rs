@@ -101,3 +101,6 @@ impl Lookup {
 fn hash(number: u32, shift: u32) -> usize {
     (number.wrapping_mul(0x9e37_79b1) >> shift) as usize
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,6 +38,9 @@ pub enum RestoreError {
     /// The file has state for a device that the bus lacks.
     #[error("there is state for device `{0}`, which this bus lacks")]
     Unclaimed(String),
+    /// The file has two states for one device.
+    #[error("there are two states for device `{0}`")]
+    Twice(String),
     /// What went wrong, and in which device's state.
     #[error("device `{device}`: {source}")]
     Device {
@@ -94,4 +97,39 @@ pub(crate) struct NamedState {
 impl BusState {
     /// The version of the container itself.
     pub(crate) const VERSION: u32 = 1;
+
+    /// Writes the state as JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a bus state is plain structs and JSON values")
+    }
+
+    /// Reads what [`to_json`](Self::to_json) wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError::Version`] for a state of another version, whatever that version's shape, and
+    /// [`RestoreError::Data`] for text that is no bus state.
+    pub fn from_json(text: &str) -> Result<Self, RestoreError> {
+        /// What every version has.
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let value: serde_json::Value = serde_json::from_str(text)?;
+        Self::check_version(Versioned::deserialize(&value)?.version)?;
+        Ok(Self::deserialize(value)?)
+    }
+
+    pub(crate) fn check_version(found: u32) -> Result<(), RestoreError> {
+        match found {
+            Self::VERSION => Ok(()),
+            _ => Err(RestoreError::Version {
+                found,
+                expected: Self::VERSION,
+            }),
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;
