@@ -1,12 +1,14 @@
 //! Device models by name, for configurations.
 
+use std::fmt;
 use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
 
-use crate::{CpuClock, CpuIdentity, MsrDevice, Topology, devices};
+use crate::{CpuClock, CpuIdentity, Key, MsrDevice, Topology, devices, keys};
 
 /// A device that a configuration can ask for by its type.
 ///
@@ -72,17 +74,19 @@ pub enum ConfigError {
     },
     /// The model has no such key.
     #[error(
-        "device type `{model}` has no key `{key}`{}; its keys are {keys}",
+        "device `{device}`: {model} has no key `{key}`{}; the keys there are {keys}",
         did_you_mean(nearest)
     )]
     UnknownKey {
+        /// The device's name.
+        device: String,
         /// The model.
         model: &'static str,
-        /// The key found.
+        /// The key found, with its path within the device's table.
         key: String,
         /// The key whose name is most like it.
         nearest: Option<String>,
-        /// Every key of the model.
+        /// Every key that could stand there.
         keys: String,
     },
     /// A key has a value it cannot have.
@@ -111,12 +115,14 @@ fn did_you_mean(nearest: &Option<String>) -> String {
         .map_or(String::new(), |name| format!(", did you mean `{name}`?"))
 }
 
+type Build = fn(String, toml::Table, &DeviceContext) -> Result<Arc<dyn MsrDevice>, ConfigError>;
+
 /// An entry of the registry: a [`Model`] with its types erased.
 pub struct DeviceModel {
     name: &'static str,
     summary: &'static str,
     schema: fn() -> Schema,
-    build: fn(String, toml::Table, &DeviceContext) -> Result<Arc<dyn MsrDevice>, ConfigError>,
+    build: Build,
 }
 
 impl DeviceModel {
@@ -150,10 +156,30 @@ impl DeviceModel {
         (self.schema)()
     }
 
-    fn keys(&self) -> Vec<String> {
-        let schema = self.schema();
-        let properties = schema.get("properties").and_then(|p| p.as_object());
-        properties.map_or_else(Vec::new, |p| p.keys().cloned().collect())
+    /// The model's keys, those of a table before those of the tables in it. Every device has `type` and
+    /// `name` besides.
+    pub fn keys(&self) -> Vec<Key> {
+        keys::list(self.schema().as_value())
+    }
+}
+
+impl fmt::Display for DeviceModel {
+    /// The model and its keys with types, defaults and meanings, for people; for programs there is
+    /// [`Serialize`].
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}", self.name, self.summary)?;
+        self.keys().iter().try_for_each(|key| write!(f, "{key}"))
+    }
+}
+
+impl Serialize for DeviceModel {
+    /// As `{"type": ..., "summary": ..., "keys": [...]}`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut model = serializer.serialize_struct("DeviceModel", 3)?;
+        model.serialize_field("type", self.name)?;
+        model.serialize_field("summary", self.summary)?;
+        model.serialize_field("keys", &self.keys())?;
+        model.end()
     }
 }
 
@@ -178,16 +204,17 @@ impl DeviceConfig {
                     nearest,
                 }
             })?;
-        let keys = model.keys();
-        if let Some(key) = self.keys.keys().find(|key| !keys.contains(key)) {
-            return Err(ConfigError::UnknownKey {
-                model: model.name,
-                key: key.clone(),
-                nearest: nearest(key, keys.iter().map(String::as_str)),
-                keys: keys.join(", "),
-            });
-        }
         let name = self.name.clone().unwrap_or_else(|| self.model.clone());
+        keys::check(model.schema().as_value(), &self.keys).map_err(|unknown| {
+            let nearest = nearest(&unknown.key, unknown.known.iter().map(String::as_str));
+            ConfigError::UnknownKey {
+                device: name.clone(),
+                model: model.name,
+                key: unknown.table + &unknown.key,
+                nearest,
+                keys: unknown.known.join(", "),
+            }
+        })?;
         (model.build)(name, self.keys.clone(), context)
     }
 }
@@ -222,3 +249,6 @@ fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, candidate)| candidate.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

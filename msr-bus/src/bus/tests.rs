@@ -41,7 +41,7 @@ impl MsrDevice for Even {
     }
 
     fn write(&self, _: &MsrAccess<'_>, value: u64) -> Result<(), GeneralProtection> {
-        if value % 2 != 0 {
+        if value & 1 != 0 {
             return Err(GeneralProtection);
         }
         self.value.store(value, Ordering::Relaxed);
