@@ -4,11 +4,17 @@
 
 use crate::DeviceModel;
 
+mod host;
+pub mod rapl;
+#[cfg(test)]
+mod rig;
 pub mod scratch;
+mod steady_clock;
 pub mod table;
 
 /// The registered models.
 pub(crate) static MODELS: &[DeviceModel] = &[
+    DeviceModel::of::<rapl::Rapl>(),
     DeviceModel::of::<scratch::Scratch>(),
     DeviceModel::of::<table::Table>(),
 ];

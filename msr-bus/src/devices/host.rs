@@ -1,0 +1,54 @@
+//! What devices that show host values need to know of the host.
+
+use std::fs;
+use std::io;
+
+/// The host's online CPUs, in ascending order.
+///
+/// # Errors
+///
+/// What reading `/sys/devices/system/cpu/online` gives, and `InvalidData` where it holds no CPU list.
+pub(super) fn online_cpus() -> io::Result<Vec<u32>> {
+    let list = fs::read_to_string("/sys/devices/system/cpu/online")?;
+    parse_cpu_list(&list).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "/sys/devices/system/cpu/online holds no list of CPUs",
+        )
+    })
+}
+
+/// The kernel's format for sets of CPUs, "0-3,8" (Documentation/admin-guide/cputopology.rst).
+fn parse_cpu_list(list: &str) -> Option<Vec<u32>> {
+    /// Linux's largest NR_CPUS.
+    const MOST: u32 = 8192;
+    let mut cpus = Vec::new();
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
+        if first > last || last >= MOST {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_list_is_numbers_and_ranges() {
+        for (list, cpus) in [
+            ("0\n", Some(vec![0])),
+            ("0-3,8", Some(vec![0, 1, 2, 3, 8])),
+            ("", None),
+            ("3-1", None),
+            ("0-4294967295", None),
+            ("0,x", None),
+        ] {
+            assert_eq!(parse_cpu_list(list), cpus, "{list:?}");
+        }
+    }
+}
