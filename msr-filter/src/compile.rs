@@ -1,89 +1,81 @@
-//! From rules to the filter that means the same.
+//! From rules to the smallest filter that means the same.
+//!
+//! # Which filters mean the same
+//!
+//! Fix the filter's default. An index *deviates* if reads, writes or both must get another verdict than
+//! the default. KVM takes the first range that spans the index and has the kind of access, so for
+//! any order of the ranges: where reads alone deviate, a READ range spans the index, or a READ|WRITE range
+//! does and a WRITE range keeps it from deciding writes too. Writes alone are the mirror image, and
+//! where both deviate it takes a READ|WRITE range or one of each. In short, a deviation is served by a
+//! range of its own colour (READ, WRITE, or both) or by ranges of both other colours. Conversely, with
+//! the ranges of one kind put before those of both kinds, every set of ranges that serves all deviations
+//! has bitmaps that make it mean the rules, and a range that spans more than it must does no harm.
+//!
+//! # The fewest ranges
+//!
+//! In a smallest such set, push each range up until its first index would go unserved without it. That
+//! ends, and then ranges start only at indices that those below leave unserved: there, either one
+//! of the index's own colour, or the ones that make both other colours span it. So a sweep from one
+//! unserved index to the next that tries both, and keeps as its state how far each colour
+//! reaches, finds the minimum. Two colours together serve everything, hence a state that has paid
+//! for two ranges more than the cheapest can be dropped; few states are left, and the sweep is
+//! linear in the number of runs of deviating indices. x2APIC indices never deviate, because KVM
+//! asks no filter about them.
+//!
+//! Both defaults are tried, and the smaller result wins; 16 ranges of 12,288 MSRs cannot serve all that
+//! deviates from the wrong one.
+//!
+//! # Ties
+//!
+//! Among the smallest sets, total bitmap length decides, then the weights of the rules. The length is
+//! minimal where all deviations are of one colour (rules for `rw` only, or for one kind only). Where
+//! colours mix, no other choice of the ranges of any one colour is shorter, but another mix of colours
+//! may be. With weights, the order of ranges is the one in which weighted accesses walk past the
+//! fewest ranges, among the orders that keep each range of one kind before those of both kinds that
+//! it overlaps. Without, ranges of one kind come first, each group by rising index.
 
-use alloc::vec::Vec;
+mod cover;
+mod demand;
+mod error;
+mod fill;
+mod geometry;
+mod order;
+mod pack;
+pub(crate) mod plan;
+#[cfg(test)]
+mod tests;
+mod tighten;
 
-use crate::{Access, FilterRange, FilterSpec, MsrFilter, MsrRange, Verdict};
-
-/// Why rules cannot be expressed as a KVM filter.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CompileError {
-    /// The rules need more ranges than KVM takes.
-    #[error("the rules need {needed} filter ranges, and KVM takes at most 16")]
-    TooManyRanges {
-        /// How many ranges the rules need.
-        needed: u64,
-    },
-    /// No rule is left to write down, and KVM refuses a default of deny without any range.
-    #[error("KVM refuses a filter that denies by default and has no range")]
-    DenyWithoutRanges,
-}
+pub use self::error::{Cluster, CompileError, GiveUp};
+pub(crate) use self::geometry::Geometry;
+use self::{fill::fill, plan::plan};
+use crate::{FilterSpec, MsrFilter, Verdict, access_map::AccessMap, paint::paint};
 
 impl FilterSpec {
-    /// Compiles the rules into the filter KVM gets.
+    /// Compiles the rules into the smallest filter that KVM accepts and that means exactly the same,
+    /// for every index and kind of access outside x2APIC. The time is near linear in the number of rules.
     ///
     /// # Errors
     ///
-    /// [`CompileError`] where no filter that KVM accepts means exactly the same.
+    /// [`CompileError`] where there is no such filter.
     pub fn compile(&self) -> Result<MsrFilter, CompileError> {
-        // Every index at which some verdict can change.
-        let mut cuts: Vec<u64> = self
-            .rules
-            .iter()
-            .flat_map(|r| [u64::from(r.range.first()), u64::from(r.range.last()) + 1])
-            .chain([0, 0x800, 0x900])
-            .filter(|c| *c <= u64::from(u32::MAX))
-            .collect();
-        cuts.sort_unstable();
-        cuts.dedup();
-        let mut ranges: Vec<FilterRange> = Vec::new();
-        let mut needed = 0u64;
-        for access in [Access::READ, Access::WRITE] {
-            let mut open: Option<MsrRange> = None;
-            for (i, cut) in cuts.iter().enumerate() {
-                let first = *cut as u32;
-                let last = cuts.get(i + 1).map_or(u32::MAX, |next| (*next - 1) as u32);
-                if MsrRange::X2APIC.contains(first) || self.verdict(first, access) == self.default {
-                    continue;
-                }
-                let mut at = u64::from(first);
-                while at <= u64::from(last) {
-                    let start = open.map_or(at as u32, MsrRange::first);
-                    if at - u64::from(start) >= u64::from(FilterRange::MAX_MSRS) {
-                        needed += 1;
-                        if needed <= 16 {
-                            ranges.extend(open.map(|span| self.fill(span, access)));
-                        }
-                        open = None;
-                        continue;
-                    }
-                    let end = u64::from(last)
-                        .min(u64::from(start) + u64::from(FilterRange::MAX_MSRS) - 1);
-                    open = MsrRange::new(start, end as u32).ok();
-                    at = end + 1;
-                }
-            }
-            if let Some(span) = open {
-                needed += 1;
-                if needed <= 16 {
-                    ranges.push(self.fill(span, access));
-                }
-            }
+        let cells = paint(self);
+        let map = AccessMap::of_cells(self, &cells);
+        let plan = plan(&map, self.default, &Geometry::KVM)
+            .map_err(|misfit| error::explain(self, &cells, misfit))?;
+        let mut ranges = fill(&plan, &map);
+        if self.rules.iter().any(|rule| rule.weight > 0) {
+            order::by_weight(&mut ranges, self, &cells);
         }
-        if needed > MsrFilter::MAX_RANGES as u64 {
-            return Err(CompileError::TooManyRanges { needed });
-        }
-        if ranges.is_empty() && self.default == Verdict::Deny {
-            ranges.push(FilterRange::denying(MsrRange::single(0), Access::all()));
-        }
-        Ok(MsrFilter::from_parts(self.default, ranges))
+        Ok(MsrFilter::from_parts(plan.default, ranges))
     }
+}
 
-    fn fill(&self, span: MsrRange, access: Access) -> FilterRange {
-        let mut range = FilterRange::denying(span, access);
-        for index in span.first()..=span.last() {
-            range.set(index, self.verdict(index, access));
-        }
-        range
+impl AccessMap {
+    /// The smallest filter that means this map outside x2APIC.
+    #[allow(dead_code)]
+    pub(crate) fn compile(&self, preferred: Verdict) -> Result<MsrFilter, CompileError> {
+        let plan = plan(self, preferred, &Geometry::KVM).map_err(CompileError::from)?;
+        Ok(MsrFilter::from_parts(plan.default, fill(&plan, self)))
     }
 }

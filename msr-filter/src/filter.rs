@@ -32,14 +32,22 @@ impl FilterRange {
         }
     }
 
-    /// Sets the verdict of `index`, which must lie in the range.
-    pub(crate) fn set(&mut self, index: u32, verdict: Verdict) {
-        let bit = index - self.base;
-        let mask = 1 << (bit % 64);
-        let word = &mut self.bitmap[bit as usize / 64];
-        match verdict {
-            Verdict::Allow => *word |= mask,
-            Verdict::Deny => *word &= !mask,
+    /// Sets the verdict of the indices in `part`, which must lie in the range.
+    pub(crate) fn set(&mut self, part: MsrRange, verdict: Verdict) {
+        let (first, last) = (part.first() - self.base, part.last() - self.base);
+        let (first_word, last_word) = (first as usize / 64, last as usize / 64);
+        for word in first_word..=last_word {
+            let mut mask = u64::MAX;
+            if word == first_word {
+                mask &= u64::MAX << (first % 64);
+            }
+            if word == last_word {
+                mask &= u64::MAX >> (63 - last % 64);
+            }
+            match verdict {
+                Verdict::Allow => self.bitmap[word] |= mask,
+                Verdict::Deny => self.bitmap[word] &= !mask,
+            }
         }
     }
 

@@ -22,12 +22,14 @@ extern crate alloc;
 extern crate std;
 
 mod access;
+mod access_map;
 mod compile;
 mod config;
 mod filter;
 #[cfg(feature = "kvm")]
 mod kvm;
 pub mod names;
+mod paint;
 mod parse;
 mod range;
 mod rule;
@@ -35,7 +37,7 @@ mod rule;
 mod serde_impls;
 
 pub use access::Access;
-pub use compile::CompileError;
+pub use compile::{Cluster, CompileError, GiveUp};
 pub use config::{FilterConfig, RuleConfig};
 pub use filter::{FilterRange, MsrFilter};
 #[cfg(feature = "kvm")]

@@ -17,6 +17,17 @@ pub enum Verdict {
     Deny,
 }
 
+impl Verdict {
+    /// The other verdict.
+    #[must_use]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Allow => Self::Deny,
+            Self::Deny => Self::Allow,
+        }
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -35,8 +46,8 @@ pub struct Rule {
     pub access: Access,
     /// What becomes of such an access.
     pub verdict: Verdict,
-    /// How often the guest accesses each MSR of the range, in any unit that all rules share; 0 where it
-    /// does not matter. It never changes what the filter means, only the order of its ranges, which
+    /// How often the guest accesses each MSR of the range, in each of the kinds, in any unit that all
+    /// rules share; 0 where it does not matter. It never changes what the filter means, only the order of its ranges, which
     /// KVM tries one by one.
     pub weight: u32,
 }
