@@ -1,5 +1,7 @@
 //! Where things are in the guest's physical address space, its I/O ports and its interrupts.
 
+/// The descriptor table at the kernel's first instruction.
+pub const BOOT_GDT: u64 = 0x500;
 /// The zero page, `struct boot_params` (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
 pub const ZERO_PAGE: u64 = 0x7000;
 /// The boot stack's top.

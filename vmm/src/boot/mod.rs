@@ -1,1 +1,126 @@
 //! From a kernel image to a vCPU that is about to execute its first instruction.
+//!
+//! The kernel is entered by the 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"): in long
+//! mode with paging on, RSI holding the address of the zero page. A bzImage is unpacked on the host and the ELF file
+//! inside it booted, so that one way leads into the guest and the guest does not decompress anything itself. An ELF
+//! file needs no Linux in it: whatever is linked for physical addresses from 1 MiB on is entered the same way.
+//!
+//! Guest memory must be fresh (all zero): what is zero in the kernel is not written.
+
+mod bzimage;
+mod cmdline;
+mod e820;
+mod elf;
+mod initrd;
+mod kernel;
+mod memory;
+mod paging;
+pub mod registers;
+mod unpack;
+mod zero_page;
+
+use std::path::{Path, PathBuf};
+
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+pub use bzimage::BzImageError;
+pub use cmdline::CmdlineError;
+pub use elf::ElfError;
+pub use initrd::InitrdError;
+pub use kernel::KernelError;
+pub use unpack::{Compression, UnpackError, unpack};
+
+/// What to boot.
+#[derive(Clone, Copy, Debug)]
+pub struct BootSource<'a> {
+    /// The kernel: an ELF file or a bzImage.
+    pub kernel: &'a Path,
+    /// The initial RAM disk, handed to the kernel as it is.
+    pub initrd: Option<&'a Path>,
+    /// The kernel's command line.
+    pub cmdline: &'a str,
+}
+
+/// Where the boot vCPU begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The physical address of the first instruction.
+    pub address: GuestAddress,
+    /// The physical address of the zero page, for RSI.
+    pub zero_page: GuestAddress,
+}
+
+/// Why there is nothing to boot.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BootError {
+    /// The kernel image is not one, or not one for this guest.
+    #[error("kernel {}: {error}", path.display())]
+    Kernel {
+        /// The image's path.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: KernelError,
+    },
+    /// The initial RAM disk cannot be loaded.
+    #[error("initrd {}: {error}", path.display())]
+    Initrd {
+        /// The RAM disk's path.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: InitrdError,
+    },
+    /// The kernel cannot take this command line.
+    #[error("kernel command line: {0}")]
+    Cmdline(#[from] CmdlineError),
+    /// The guest has less memory than booting needs, whatever the kernel.
+    #[error("cannot write the boot data at {address:#x}: {error}")]
+    Memory {
+        /// The first address written.
+        address: u64,
+        /// What the memory says.
+        error: vm_memory::GuestMemoryError,
+    },
+}
+
+/// Loads the kernel with everything it is handed: initial RAM disk, command line, zero page, and the page tables and
+/// descriptor table it starts on. `rsdp` is the address of the ACPI tables' root, where there are any.
+///
+/// # Errors
+///
+/// [`BootError`], which names the file.
+pub fn load(
+    memory: &GuestMemoryMmap,
+    source: &BootSource<'_>,
+    rsdp: Option<GuestAddress>,
+) -> Result<Entry, BootError> {
+    let kernel = kernel::load(memory, source.kernel).map_err(|error| BootError::Kernel {
+        path: source.kernel.to_owned(),
+        error,
+    })?;
+    let initrd = match source.initrd {
+        None => None,
+        Some(path) => {
+            let loaded = initrd::load(memory, path, &kernel);
+            Some(loaded.map_err(|error| BootError::Initrd {
+                path: path.to_owned(),
+                error,
+            })?)
+        }
+    };
+    cmdline::write(memory, source.cmdline, &kernel)?;
+    let zero_page = zero_page::write(memory, &kernel, initrd, rsdp)?;
+    paging::write(memory)?;
+    Ok(Entry {
+        address: kernel.entry,
+        zero_page,
+    })
+}
+
+/// Writes boot data to guest memory.
+fn write(memory: &GuestMemoryMmap, data: &[u8], address: u64) -> Result<(), BootError> {
+    use vm_memory::Bytes;
+    memory
+        .write_slice(data, GuestAddress(address))
+        .map_err(|error| BootError::Memory { address, error })
+}

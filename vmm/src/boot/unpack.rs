@@ -1,0 +1,208 @@
+//! A bzImage's payload, unpacked.
+//!
+//! The kernel's build compresses with a command-line tool and appends the unpacked size, four bytes, little-endian
+//! (scripts/Makefile.lib, `size_append`); gzip's own format ends in that size already.
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+
+use super::bzimage::BzImage;
+use super::kernel::KernelError;
+
+/// The most a payload may unpack to, in bytes.
+const MAX_UNPACKED: u64 = 1 << 30;
+/// How much of the unpacked size is allocated before any of it is seen, in bytes.
+const MAX_RESERVED: u64 = 64 << 20;
+/// The most a decoder may take, in KiB. The kernel's build uses dictionaries of at most 128 MiB.
+const XZ_MEMORY_KIB: u32 = 192 << 10;
+/// The largest window a zstd payload may ask for, in bytes: that of the build's `zstd -22 --ultra`.
+const ZSTD_WINDOW: u64 = 128 << 20;
+/// The bytes of the appended size.
+const SIZE_TRAILER: u64 = 4;
+
+/// How a payload is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all: `CONFIG_KERNEL_UNCOMPRESSED`.
+    None,
+    /// `CONFIG_KERNEL_GZIP`.
+    Gzip,
+    /// `CONFIG_KERNEL_XZ`: LZMA2 behind the x86 branch filter.
+    Xz,
+    /// `CONFIG_KERNEL_ZSTD`.
+    Zstd,
+    /// `CONFIG_KERNEL_LZ4`: the legacy frame format.
+    Lz4,
+}
+
+/// Why a payload cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnpackError {
+    /// It is compressed in a way not supported here.
+    #[error("its payload is compressed with {0}; gzip, xz, zstd and lz4 are supported")]
+    Unsupported(&'static str),
+    /// It is not compressed in any way known.
+    #[error("its payload begins with {}, which is no known compression", hex(.0))]
+    Unknown(Vec<u8>),
+    /// The compressed data is damaged, or could not be read.
+    #[error("its {compression} payload is damaged: {error}")]
+    Damaged {
+        /// How the payload is compressed.
+        compression: Compression,
+        /// What the decoder says.
+        error: io::Error,
+    },
+    /// It unpacks to another size than it claims.
+    #[error("its payload should unpack to {claimed} bytes and unpacks to {actual}{}",
+        if actual > claimed { " or more" } else { "" })]
+    Size {
+        /// The size appended to the payload, in bytes.
+        claimed: u64,
+        /// How much came out, in bytes.
+        actual: u64,
+    },
+    /// It claims to unpack to more than any kernel does.
+    #[error("its payload claims to unpack to {0} bytes; at most {MAX_UNPACKED} are taken")]
+    TooLarge(u64),
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "uncompressed",
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Zstd => "zstd",
+            Self::Lz4 => "lz4",
+        })
+    }
+}
+
+impl Compression {
+    /// The compression of a payload that begins with `start`.
+    ///
+    /// # Errors
+    ///
+    /// [`UnpackError::Unsupported`] and [`UnpackError::Unknown`].
+    pub fn detect(start: &[u8]) -> Result<Self, UnpackError> {
+        const SUPPORTED: [(&[u8], Compression); 5] = [
+            (&super::elf::MAGIC, Compression::None),
+            (&[0x1f, 0x8b], Compression::Gzip),
+            (&[0xfd, b'7', b'z', b'X', b'Z', 0], Compression::Xz),
+            (&[0x28, 0xb5, 0x2f, 0xfd], Compression::Zstd),
+            (&[0x02, 0x21, 0x4c, 0x18], Compression::Lz4),
+        ];
+        const UNSUPPORTED: [(&[u8], &str); 3] = [
+            (b"BZh", "bzip2"),
+            (&[0x5d, 0, 0], "lzma"),
+            (&[0x89, b'L', b'Z', b'O'], "lzo"),
+        ];
+        if let Some((_, compression)) = SUPPORTED.iter().find(|(m, _)| start.starts_with(m)) {
+            return Ok(*compression);
+        }
+        if let Some((_, name)) = UNSUPPORTED.iter().find(|(m, _)| start.starts_with(m)) {
+            return Err(UnpackError::Unsupported(name));
+        }
+        Err(UnpackError::Unknown(start[..start.len().min(6)].to_vec()))
+    }
+}
+
+/// A payload being unpacked.
+pub(super) struct Unpacker<'a> {
+    pub(super) compression: Compression,
+    pub(super) stream: Box<dyn BufRead + 'a>,
+}
+
+/// Reads what `payload`, with its size trailer, unpacks to. Memory is taken for the decoder's window only.
+pub(super) fn reader<'a, R: BufRead + 'a>(
+    mut payload: io::Take<R>,
+) -> Result<Unpacker<'a>, UnpackError> {
+    let start = payload.fill_buf().map_err(|error| UnpackError::Damaged {
+        compression: Compression::None,
+        error,
+    })?;
+    let compression = Compression::detect(start)?;
+    if compression != Compression::Gzip {
+        payload.set_limit(payload.limit().saturating_sub(SIZE_TRAILER));
+    }
+    let stream: Box<dyn BufRead + 'a> = match compression {
+        Compression::None => Box::new(payload),
+        Compression::Gzip => Box::new(BufReader::new(flate2::bufread::GzDecoder::new(payload))),
+        Compression::Xz => Box::new(BufReader::new(lzma_rust2::XzReader::new_mem_limit(
+            payload,
+            false,
+            XZ_MEMORY_KIB,
+        ))),
+        Compression::Zstd => {
+            let decoder =
+                ruzstd::decoding::StreamingDecoder::new_with_max_window_size(payload, ZSTD_WINDOW);
+            let decoder = decoder.map_err(|error| UnpackError::Damaged {
+                compression,
+                error: io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
+            })?;
+            Box::new(BufReader::new(decoder))
+        }
+        Compression::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(payload)),
+    };
+    Ok(Unpacker {
+        compression,
+        stream,
+    })
+}
+
+/// The ELF file in a bzImage.
+///
+/// # Errors
+///
+/// [`KernelError`] where `image` is no bzImage, or a damaged one.
+///
+/// # Examples
+///
+/// ```
+/// let error = vmm::boot::unpack(b"#!/bin/sh\n").unwrap_err();
+/// assert!(error.to_string().contains("neither an ELF file nor a bzImage"));
+/// ```
+pub fn unpack(image: &[u8]) -> Result<Vec<u8>, KernelError> {
+    if !BzImage::recognises(image) {
+        return Err(KernelError::UnknownFormat {
+            size: image.len() as u64,
+            start: image[..image.len().min(4)].to_vec(),
+        });
+    }
+    let image_size = image.len() as u64;
+    let range = BzImage::parse(&image[..image.len().min(BzImage::START)], image_size)?.payload;
+    // `parse` found the range to lie within the image, whose size is a `usize`, and to hold the trailer.
+    let payload = &image[range.start as usize..range.end as usize];
+    let claimed = payload
+        .last_chunk()
+        .map_or(0, |trailer| u64::from(u32::from_le_bytes(*trailer)));
+    if claimed > MAX_UNPACKED {
+        return Err(UnpackError::TooLarge(claimed).into());
+    }
+
+    let size = payload.len() as u64;
+    let unpacker = reader(Cursor::new(payload).take(size))?;
+    let mut elf = Vec::with_capacity(claimed.min(MAX_RESERVED) as usize);
+    let mut bounded = unpacker.stream.take(claimed + 1);
+    bounded
+        .read_to_end(&mut elf)
+        .map_err(|error| UnpackError::Damaged {
+            compression: unpacker.compression,
+            error,
+        })?;
+    let actual = elf.len() as u64;
+    if actual != claimed {
+        return Err(UnpackError::Size { claimed, actual }.into());
+    }
+    Ok(elf)
+}
+
+/// `bytes` in hexadecimal, for messages.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "nothing".to_owned();
+    }
+    let digits: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.join(" ")
+}
