@@ -46,13 +46,20 @@ pub const COM1_IRQ: u32 = 4;
 pub const I8042: u16 = 0x60;
 /// The ACPI PM1a event block: status and enable, 2 bytes each.
 pub const PM1A_EVENT: u16 = 0x600;
+/// The size of that block, in bytes.
+pub const PM1A_EVENT_SIZE: u8 = 4;
 /// The ACPI PM1a control block, 2 bytes.
 pub const PM1A_CONTROL: u16 = 0x604;
+/// The size of that block, in bytes.
+pub const PM1A_CONTROL_SIZE: u8 = 2;
+/// The value of SLP_TYP, bits 10 to 12 of PM1a control, that with SLP_EN (bit 13) turns the machine off.
+pub const ACPI_S5_SLEEP_TYPE: u8 = 5;
 /// The ACPI reset register, 1 byte.
 pub const ACPI_RESET: u16 = 0x608;
 /// The value that resets, written to [`ACPI_RESET`].
 pub const ACPI_RESET_VALUE: u8 = 1;
-/// The ACPI interrupt (SCI).
+/// The ACPI interrupt (SCI): level-triggered, active high. The line is high while a PM1a status bit and its enable bit
+/// are both set.
 pub const SCI_IRQ: u32 = 9;
 
 /// The virtio-mmio devices' interrupts, in the order in which devices get them: pins of the I/O APIC that

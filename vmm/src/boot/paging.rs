@@ -53,7 +53,7 @@ fn tables() -> Vec<u64> {
     }
     let pages = entries[(2 * ENTRIES) as usize..].iter_mut();
     for (entry, number) in pages.zip(0..) {
-        *entry = number * LARGE_PAGE | PRESENT | WRITABLE | ACCESSED | DIRTY | PAGE_SIZE;
+        *entry = (number * LARGE_PAGE) | PRESENT | WRITABLE | ACCESSED | DIRTY | PAGE_SIZE;
     }
     entries
 }
