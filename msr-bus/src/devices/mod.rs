@@ -5,6 +5,7 @@
 use crate::DeviceModel;
 
 mod host;
+pub mod microcode;
 pub mod rapl;
 #[cfg(test)]
 mod rig;
@@ -14,6 +15,7 @@ pub mod table;
 
 /// The registered models.
 pub(crate) static MODELS: &[DeviceModel] = &[
+    DeviceModel::of::<microcode::Microcode>(),
     DeviceModel::of::<rapl::Rapl>(),
     DeviceModel::of::<scratch::Scratch>(),
     DeviceModel::of::<table::Table>(),
