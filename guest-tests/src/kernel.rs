@@ -72,6 +72,12 @@ pub struct Module {
 }
 
 impl Kernel {
+    /// The same kernel in another image file.
+    #[must_use]
+    pub fn with_image(&self, image: impl Into<PathBuf>) -> Self {
+        Self::new(image, &self.modules)
+    }
+
     /// The kernel of an image file and the directory that holds its modules, at any depth.
     pub fn new(image: impl Into<PathBuf>, modules: impl Into<PathBuf>) -> Self {
         Self {

@@ -3,6 +3,24 @@
 pub mod acpi;
 pub mod boot;
 pub mod check;
+pub mod cli;
+mod clock;
+pub mod config;
+mod control;
 pub mod cpu;
+pub mod cpu_stub;
 pub mod devices;
+mod ending;
+mod fault;
 pub mod layout;
+pub mod memory;
+pub mod msr;
+mod running;
+mod vcpu;
+mod vm;
+
+pub use config::Config;
+pub use ending::{Ending, EndingSender};
+pub use fault::{Fault, FaultReason};
+pub use running::RunningVm;
+pub use vm::{Vm, VmBuilder, VmError};

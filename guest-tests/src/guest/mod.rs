@@ -21,10 +21,12 @@
 //! # Ok::<(), guest_tests::guest::ReportError>(())
 //! ```
 
+mod boot;
 mod initrd;
 mod plan;
 mod report;
 
+pub use boot::{BootError, COMMAND_LINE, Folder, Guest, Outcome, RunningGuest};
 pub use initrd::{Initrd, InitrdError, MODULES_PATH, PLAN_PATH};
 pub use plan::{End, Plan, Step};
 pub use report::{Answer, Line, Report, ReportError};

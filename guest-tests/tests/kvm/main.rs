@@ -6,12 +6,20 @@
 use std::process::ExitCode;
 
 use guest_tests::backend;
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Failed, Trial};
 
+mod cli;
+mod linux;
 mod smoke;
 
+/// A test's body.
+type Test = fn() -> Result<(), Failed>;
+
 fn trials() -> Vec<Trial> {
-    [smoke::trials()].into_iter().flatten().collect()
+    [smoke::trials(), cli::trials(), linux::trials()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn main() -> ExitCode {

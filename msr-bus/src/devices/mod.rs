@@ -5,10 +5,6 @@
 use crate::DeviceModel;
 
 mod host;
-mod lockable;
-pub mod microcode;
-
-pub mod platform;
 pub mod rapl;
 #[cfg(test)]
 mod rig;
@@ -18,8 +14,6 @@ pub mod table;
 
 /// The registered models.
 pub(crate) static MODELS: &[DeviceModel] = &[
-    DeviceModel::of::<microcode::Microcode>(),
-    DeviceModel::of::<platform::Platform>(),
     DeviceModel::of::<rapl::Rapl>(),
     DeviceModel::of::<scratch::Scratch>(),
     DeviceModel::of::<table::Table>(),

@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! The `msr-vmm` command: see `vmm::cli`.
+
+fn main() -> std::process::ExitCode {
+    vmm::cli::main()
+}

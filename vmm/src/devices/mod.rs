@@ -1,3 +1,5 @@
 //! The devices of the machine other than MSR devices.
 
+pub mod power;
+pub mod serial;
 pub mod virtio;

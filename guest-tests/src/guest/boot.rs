@@ -1,0 +1,306 @@
+//! Boots a Linux guest under `msr-vmm` and brings back what it said.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::initrd::{Initrd, InitrdError};
+use super::plan::Plan;
+use super::report::{Report, ReportError};
+use crate::assets::{self, AssetError};
+use crate::kernel::Kernel;
+
+/// The longest a guest may take. Under emulation the slowest needs half a minute; one that takes longer
+/// than this hangs.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// What the tests' guests boot with: quiet, because every character of the console is an exit.
+pub const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 msr.allow_writes=on";
+
+/// Why a guest brought back nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file is missing.
+    #[error(transparent)]
+    Asset(#[from] AssetError),
+    /// The initrd cannot be made.
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    /// `msr-vmm` cannot be run.
+    #[error("cannot run msr-vmm: {0}")]
+    Run(#[from] io::Error),
+    /// The guest took too long.
+    #[error("the guest did not end within {LIMIT:?}; it said\n{0}")]
+    Hung(String),
+    /// The console did not show what was waited for.
+    #[error("the guest ended without `{expected}`; it said\n{console}")]
+    NotSeen {
+        /// The text waited for.
+        expected: String,
+        /// What there was.
+        console: String,
+    },
+}
+
+/// A folder for one guest's files, which goes with the value.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// A new, empty folder.
+    pub fn new() -> io::Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("msr-guest.{}.{number}", std::process::id()));
+        fs::create_dir_all(&path).map(|()| Self(path))
+    }
+
+    /// Writes a file in it and returns its path.
+    pub fn file(&self, name: &str, contents: impl AsRef<[u8]>) -> io::Result<PathBuf> {
+        let path = self.path(name);
+        fs::write(&path, contents).map(|()| path)
+    }
+
+    /// The path of a file in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A Linux guest to be booted.
+#[derive(Debug)]
+pub struct Guest {
+    folder: Folder,
+    arguments: Vec<OsString>,
+    plan: Plan,
+}
+
+/// What a guest left behind.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The exit status of `msr-vmm`.
+    pub status: ExitStatus,
+    /// The guest's console.
+    pub console: String,
+    /// What `msr-vmm` said itself.
+    pub stderr: String,
+    /// What the guest was to do.
+    pub plan: Plan,
+}
+
+impl Outcome {
+    /// The guest's answers.
+    pub fn report(&self) -> Result<Report, ReportError> {
+        Report::parse(&self.plan, &self.console)
+    }
+}
+
+impl Guest {
+    /// A guest that follows `plan`, with this configuration (TOML), the tests' kernel and an initrd of its
+    /// own.
+    pub fn new(config: &str, plan: Plan) -> Result<Self, BootError> {
+        Self::with_kernel(&assets::kernel()?, config, plan)
+    }
+
+    /// The same with another kernel.
+    pub fn with_kernel(kernel: &Kernel, config: &str, plan: Plan) -> Result<Self, BootError> {
+        let initrd = Initrd::new(&plan, kernel)?;
+        Self::with_initrd(kernel, config, plan, initrd)
+    }
+
+    /// The same with an initrd that holds more than the plan's own files.
+    pub fn with_initrd(
+        kernel: &Kernel,
+        config: &str,
+        plan: Plan,
+        initrd: Initrd,
+    ) -> Result<Self, BootError> {
+        let folder = Folder::new()?;
+        let initrd = folder.file("initrd", initrd.finish())?;
+        let config = folder.file("config.toml", config)?;
+        let guest = Self::of(folder, plan)
+            .option("--config", config)
+            .option("--kernel", kernel.image())
+            .option("--initrd", initrd);
+        Ok(guest.option("--cmdline", COMMAND_LINE))
+    }
+
+    /// A guest that is nothing but a kernel.
+    pub fn without_initrd(image: &Path) -> Result<Self, BootError> {
+        let guest = Self::of(Folder::new()?, Plan::default());
+        Ok(guest
+            .option("--kernel", image)
+            .option("--cmdline", COMMAND_LINE))
+    }
+
+    fn of(folder: Folder, plan: Plan) -> Self {
+        Self {
+            folder,
+            arguments: Vec::new(),
+            plan,
+        }
+    }
+
+    /// Adds an option of `msr-vmm run` with its value.
+    #[must_use]
+    pub fn option(self, name: &str, value: impl Into<OsString>) -> Self {
+        self.argument(name).argument(value)
+    }
+
+    /// Adds an argument for `msr-vmm run`.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// The folder with the guest's files: `initrd` and `config.toml`.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Boots it and waits for its end.
+    pub fn run(self) -> Result<Outcome, BootError> {
+        self.start()?.wait()
+    }
+
+    /// Boots it.
+    pub fn start(self) -> Result<RunningGuest, BootError> {
+        let mut child = Command::new(assets::msr_vmm()?)
+            .arg("run")
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        // Both were just asked for.
+        let console = Collector::new(child.stdout.take().expect("stdout is piped"));
+        let stderr = Collector::new(child.stderr.take().expect("stderr is piped"));
+        Ok(RunningGuest {
+            child,
+            console,
+            stderr,
+            started: Instant::now(),
+            guest: self,
+        })
+    }
+}
+
+/// A guest that runs. Dropping it kills `msr-vmm`.
+#[derive(Debug)]
+pub struct RunningGuest {
+    child: Child,
+    console: Collector,
+    stderr: Collector,
+    started: Instant,
+    guest: Guest,
+}
+
+impl RunningGuest {
+    /// The process of `msr-vmm`.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the console shows `text`.
+    pub fn wait_for(&mut self, text: &str) -> Result<(), BootError> {
+        loop {
+            // Looked at before the console, so that what was said last is seen.
+            let ended = self.child.try_wait()?.is_some();
+            let console = self.console.so_far();
+            if console.contains(text) {
+                return Ok(());
+            }
+            if ended {
+                return Err(BootError::NotSeen {
+                    expected: text.to_owned(),
+                    console,
+                });
+            }
+            self.pause(&console)?;
+        }
+    }
+
+    /// Waits for the guest's end.
+    pub fn wait(mut self) -> Result<Outcome, BootError> {
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            let console = self.console.so_far();
+            self.pause(&console)?;
+        };
+        Ok(Outcome {
+            status,
+            console: self.console.all(),
+            stderr: self.stderr.all(),
+            plan: self.guest.plan.clone(),
+        })
+    }
+
+    fn pause(&self, console: &str) -> Result<(), BootError> {
+        if self.started.elapsed() > LIMIT {
+            let said = format!("{console}\n{}", self.stderr.so_far());
+            return Err(BootError::Hung(said));
+        }
+        thread::sleep(Duration::from_millis(20));
+        Ok(())
+    }
+}
+
+impl Drop for RunningGuest {
+    fn drop(&mut self) {
+        // Both fail only for a process that has ended and been waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads a pipe to its end in a thread of its own, so that its writer never waits.
+#[derive(Debug)]
+struct Collector {
+    text: Arc<Mutex<Vec<u8>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Collector {
+    fn new(mut pipe: impl Read + Send + 'static) -> Self {
+        let text = Arc::<Mutex<Vec<u8>>>::default();
+        let into = text.clone();
+        let thread = thread::spawn(move || {
+            let mut piece = [0; 4096];
+            while let Ok(length @ 1..) = pipe.read(&mut piece) {
+                into.lock()
+                    .expect("no holder panics")
+                    .extend_from_slice(&piece[..length]);
+            }
+        });
+        Self {
+            text,
+            thread: Some(thread),
+        }
+    }
+
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.text.lock().expect("no holder panics")).into_owned()
+    }
+
+    fn all(&mut self) -> String {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.so_far()
+    }
+}

@@ -1,0 +1,153 @@
+//! The command line.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+
+use crate::config::{Config, ConfigError, MemorySize};
+
+/// Boots Linux under KVM with MSR accesses answered in userspace.
+///
+/// Exit status: 0 when the guest switched itself off or rebooted, 1 for a fault of the guest or the host
+/// or a VM that was stopped, 2 for a command line or a configuration that is wrong.
+#[derive(Debug, Parser)]
+#[command(name = "msr-vmm", version)]
+pub struct Cli {
+    /// How much to say on standard error: off, error, warn, info, debug or trace.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
+    pub log: log::LevelFilter,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a guest.
+    Run(Box<RunArgs>),
+    /// Tell whether this host's KVM can do the job, and what is missing.
+    Check {
+        /// Print the report as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compile a filter and print the ranges KVM will get.
+    Filter(FilterArgs),
+    /// Tell who answers an MSR: the kernel, a device or #GP, and why.
+    Explain(ExplainArgs),
+    /// List the MSR device models and their keys.
+    Devices {
+        /// Only this model.
+        model: Option<String>,
+        /// Print them as JSON schemas.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the man pages.
+    Man {
+        /// The folder to write them to.
+        #[arg(value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+    },
+}
+
+/// What `msr-vmm run` takes. Everything but the outputs is also a key of the configuration file, and what is
+/// given here wins.
+#[derive(Debug, Default, Args)]
+pub struct RunArgs {
+    /// Read a configuration file (TOML).
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// The kernel: a bzImage or an ELF vmlinux [vm.kernel].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub kernel: Option<PathBuf>,
+    /// The initrd [vm.initrd].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line [vm.cmdline].
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+    /// How many vCPUs [vm.cpus].
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// How much memory: MiB, or with a unit such as 2G [vm.memory].
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
+    /// At the end, print which MSRs reached userspace, how often, and who answered.
+    #[arg(long)]
+    pub msr_stats: bool,
+    /// Print the configuration that results from all of this, and boot nothing.
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+impl RunArgs {
+    /// The configuration file with what the command line says put over it.
+    pub(crate) fn config(&self) -> Result<Config, ConfigError> {
+        let mut config = match &self.config {
+            Some(path) => Config::from_file(path)?,
+            None => Config::default(),
+        };
+        let vm = &mut config.vm;
+        if let Some(kernel) = &self.kernel {
+            vm.kernel = Some(kernel.clone());
+        }
+        if let Some(initrd) = &self.initrd {
+            vm.initrd = Some(initrd.clone());
+        }
+        if let Some(cmdline) = &self.cmdline {
+            vm.cmdline.clone_from(cmdline);
+        }
+        if let Some(cpus) = self.cpus {
+            vm.cpus = cpus;
+        }
+        if let Some(memory) = self.memory {
+            vm.memory = memory;
+        }
+        Ok(config)
+    }
+}
+
+/// What `msr-vmm filter` takes.
+#[derive(Debug, Args)]
+pub struct FilterArgs {
+    /// A VM's configuration, or a profile: a filter alone.
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Print what changes from that filter to this other one.
+    #[arg(long, value_name = "OTHER", value_hint = ValueHint::FilePath)]
+    pub diff: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `msr-vmm explain` takes.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The MSR, by index (0x611) or name (MSR_PKG_ENERGY_STATUS).
+    #[arg(value_name = "MSR")]
+    pub msr: String,
+    /// The VM's configuration.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+}
+
+/// Prints a completion script.
+pub(crate) fn completions(shell: Shell) {
+    clap_complete::generate(shell, &mut Cli::command(), "msr-vmm", &mut io::stdout());
+}
+
+/// Writes a man page for the command and one for each subcommand.
+pub(crate) fn man(folder: &Path) -> io::Result<()> {
+    clap_mangen::generate_to(Cli::command(), folder)
+}

@@ -1,0 +1,51 @@
+//! `msr-vmm run`.
+
+use std::io;
+use std::sync::Arc;
+
+use msr_bus::MsrObserver;
+
+use crate::cli::args::RunArgs;
+use crate::cli::{Failure, session};
+use crate::ending::Ending;
+use crate::msr::MsrStats;
+use crate::vm::{Vm, VmError};
+
+/// Boots a guest and serves it until it ends.
+pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
+    let config = args.config().map_err(Failure::usage)?;
+    if args.print_config {
+        let text = toml::to_string(&config).map_err(Failure::fault)?;
+        print!("{text}");
+        return Ok(());
+    }
+    let cpus = config.vm.topology().map_err(Failure::usage)?.vcpus();
+    let stats = args.msr_stats.then(|| Arc::new(MsrStats::new(cpus)));
+    let signals = session::block_signals().map_err(Failure::fault)?;
+
+    let mut builder = Vm::builder(config).console_output(io::stdout());
+    if let Some(stats) = &stats {
+        builder = builder.msr_observer(stats.clone() as Arc<dyn MsrObserver>);
+    }
+    let vm = builder.build().map_err(failure)?.start().map_err(failure)?;
+    let bus = vm.msr_bus().clone();
+    let ending = session::serve(vm, signals).map_err(Failure::fault)?;
+    if let Some(stats) = stats {
+        eprint!("{}", stats.table(&bus));
+    }
+    match ending {
+        Ending::PowerOff | Ending::Reset => Ok(()),
+        Ending::Stopped => Err(Failure::fault(
+            "stopped before the guest switched itself off",
+        )),
+        Ending::Fault(fault) => Err(Failure::fault(fault)),
+    }
+}
+
+fn failure(error: VmError) -> Failure {
+    if error.is_usage() {
+        Failure::usage(error)
+    } else {
+        Failure::fault(error)
+    }
+}

@@ -1,0 +1,224 @@
+//! The event loop of `msr-vmm run`: the console's input, signals, and the guest's ending.
+
+use std::cell::RefCell;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::cli::input::{Escapes, Request};
+use crate::cli::terminal::RawTerminal;
+use crate::ending::Ending;
+use crate::running::RunningVm;
+
+/// How long a guest that was asked to switch itself off may take.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// The signals that end a session.
+const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+const STDIN: u32 = 0;
+const SIGNAL: u32 = 1;
+const ENDED: u32 = 2;
+const INPUT_TAKEN: u32 = 3;
+
+/// Blocks the signals that end a session, so that they are read instead of delivered. Belongs before the
+/// first thread starts, because threads inherit it.
+pub(crate) fn block_signals() -> io::Result<SignalFd> {
+    let mask: SigSet = SIGNALS.into_iter().collect();
+    mask.thread_block()?;
+    Ok(SignalFd::with_flags(
+        &mask,
+        SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
+    )?)
+}
+
+/// Serves the VM until it ends.
+pub(crate) fn serve(vm: RunningVm, signals: SignalFd) -> io::Result<Ending> {
+    let terminal = RawTerminal::enter()?;
+    if terminal.is_some() {
+        eprintln!("msr-vmm: {}", Escapes::BANNER);
+    }
+    let session = Rc::new(RefCell::new(Session {
+        vm: &vm,
+        signals,
+        escapes: terminal.is_some().then(Escapes::default),
+        pending: Vec::new(),
+        stdin: Stdin::Pollable,
+        deadline: None,
+        ended: false,
+    }));
+    let mut events = EventManager::new().map_err(event_error)?;
+    events.add_subscriber(session.clone());
+    while !session.borrow().ended {
+        let timeout = session.borrow().deadline.map_or(-1, |deadline| {
+            let left = deadline
+                .saturating_duration_since(Instant::now())
+                .as_millis();
+            i32::try_from(left).map_or(i32::MAX, |left| left + 1)
+        });
+        events.run_with_timeout(timeout).map_err(event_error)?;
+        session.borrow_mut().check_deadline();
+    }
+    drop(events);
+    drop(session);
+    Ok(vm.wait())
+}
+
+fn event_error(error: event_manager::Error) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+/// What is known of standard input.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stdin {
+    /// A terminal, a pipe or a socket: readable when epoll says so.
+    Pollable,
+    /// A file, which epoll refuses because it always is.
+    AlwaysReadable,
+    /// At its end.
+    Closed,
+}
+
+struct Session<'a> {
+    vm: &'a RunningVm,
+    signals: SignalFd,
+    /// Where a person types.
+    escapes: Option<Escapes>,
+    /// Input the guest has had no room for yet. While there is some, none is read.
+    pending: Vec<u8>,
+    stdin: Stdin,
+    /// When a guest that was asked to switch itself off is stopped.
+    deadline: Option<Instant>,
+    ended: bool,
+}
+
+impl MutEventSubscriber for Session<'_> {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let fds = [
+            (self.signals.as_raw_fd(), SIGNAL),
+            (self.vm.ended().as_raw_fd(), ENDED),
+            (self.vm.console().input_taken().as_raw_fd(), INPUT_TAKEN),
+        ];
+        for (fd, data) in fds {
+            if let Err(error) = ops.add(Events::with_data_raw(fd, data, EventSet::IN)) {
+                log::error!("cannot watch file descriptor {fd}: {error}");
+            }
+        }
+        if self.watch_stdin(ops).is_err() {
+            self.stdin = Stdin::AlwaysReadable;
+            self.pump(ops);
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        match events.data() {
+            STDIN => self.read_stdin(ops),
+            SIGNAL => self.read_signal(),
+            ENDED => self.ended = true,
+            _ => {
+                // Not readable means that an earlier event was already served.
+                let _ = self.vm.console().input_taken().read();
+                self.pump(ops);
+            }
+        }
+    }
+}
+
+impl Session<'_> {
+    fn stdin_events() -> Events {
+        let fd: RawFd = io::stdin().as_raw_fd();
+        Events::with_data_raw(fd, STDIN, EventSet::IN)
+    }
+
+    fn watch_stdin(&self, ops: &mut EventOps<'_>) -> event_manager::Result<()> {
+        ops.add(Self::stdin_events())
+    }
+
+    /// Gives the guest what waits, and goes on reading once it has all of it.
+    fn pump(&mut self, ops: &mut EventOps<'_>) {
+        let taken = self.vm.console().input(&self.pending);
+        self.pending.drain(..taken);
+        if !self.pending.is_empty() {
+            return;
+        }
+        match self.stdin {
+            Stdin::AlwaysReadable => self.read_stdin(ops),
+            // Fails where it is watched already.
+            Stdin::Pollable => drop(self.watch_stdin(ops)),
+            Stdin::Closed => {}
+        }
+    }
+
+    fn read_stdin(&mut self, ops: &mut EventOps<'_>) {
+        let mut typed = [0; 256];
+        let length = match io::stdin().lock().read(&mut typed) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
+            Err(_) => 0,
+        };
+        if length == 0 {
+            // The guest goes on without input.
+            if self.stdin == Stdin::Pollable {
+                drop(ops.remove(Self::stdin_events()));
+            }
+            self.stdin = Stdin::Closed;
+            return;
+        }
+        let typed = &typed[..length];
+        match &mut self.escapes {
+            None => self.pending.extend_from_slice(typed),
+            Some(escapes) => {
+                for request in escapes.take(typed, &mut self.pending) {
+                    self.serve_request(request);
+                }
+            }
+        }
+        let taken = self.vm.console().input(&self.pending);
+        self.pending.drain(..taken);
+        if !self.pending.is_empty() && self.stdin == Stdin::Pollable {
+            drop(ops.remove(Self::stdin_events()));
+        }
+    }
+
+    fn serve_request(&mut self, request: Request) {
+        match request {
+            Request::Quit => self.vm.stop(),
+            Request::PowerButton => self.vm.press_power_button(),
+            Request::Help => eprint!("\r\n{}", Escapes::HELP),
+        }
+    }
+
+    fn read_signal(&mut self) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            let polite = info.ssi_signo != Signal::SIGINT as u32;
+            if polite && self.deadline.is_none() && self.vm.heeds_power_button() {
+                log::info!(
+                    "asking the guest to switch itself off; a second signal stops it at once"
+                );
+                self.vm.press_power_button();
+                self.deadline = Some(Instant::now() + GRACE);
+            } else {
+                self.vm.stop();
+            }
+        }
+    }
+
+    fn check_deadline(&mut self) {
+        if self
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+        {
+            log::warn!(
+                "the guest did not switch itself off within {} s, stopping it",
+                GRACE.as_secs()
+            );
+            self.deadline = None;
+            self.vm.stop();
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! What the guest is to be, as a TOML file or the command line says it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use msr_bus::Topology;
+use serde::{Deserialize, Serialize};
+
+use crate::cpu_stub::CpuModel;
+use crate::msr::MsrConfig;
+
+/// Everything `msr-vmm run` takes. `--config` reads it from a file, and `--print-config` prints it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The machine.
+    pub vm: VmConfig,
+    /// What CPUID shows the guest.
+    pub cpu: CpuModel,
+    /// Who answers which MSR.
+    pub msr: MsrConfig,
+}
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VmConfig {
+    /// How many vCPUs there are.
+    pub cpus: u32,
+    /// How they are arranged; one package of single-threaded cores unless said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology: Option<TopologyConfig>,
+    /// How much memory the guest has.
+    pub memory: MemorySize,
+    /// Whether the guest's memory is to be in huge pages (hugetlbfs).
+    pub huge_pages: bool,
+    /// Whether all the guest's memory is to be there before it starts, instead of when it touches it.
+    pub prefault: bool,
+    /// The kernel: a bzImage or an ELF vmlinux.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// The initrd.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+}
+
+/// An arrangement of vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopologyConfig {
+    /// Packages (sockets).
+    #[serde(default = "one")]
+    pub packages: u32,
+    /// Cores in each package.
+    #[serde(default = "one")]
+    pub cores: u32,
+    /// Threads in each core.
+    #[serde(default = "one")]
+    pub threads: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            topology: None,
+            memory: MemorySize(512 << 20),
+            huge_pages: false,
+            prefault: false,
+            kernel: None,
+            initrd: None,
+            cmdline: "console=ttyS0 reboot=k panic=-1".into(),
+        }
+    }
+}
+
+/// A configuration that cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read config {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has keys or values that mean nothing.
+    #[error("config {path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the line.
+        source: Box<toml::de::Error>,
+    },
+    /// There is no kernel to boot.
+    #[error("no kernel given: use --kernel FILE, or `kernel = \"FILE\"` under [vm] in the config")]
+    NoKernel,
+    /// The number of vCPUs is out of range.
+    #[error("vm.cpus is {0}, and must be from 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    /// The topology does not have as many CPUs as there are.
+    #[error(
+        "vm.topology has {packages} packages x {cores} cores x {threads} threads, which are not the {cpus} of vm.cpus"
+    )]
+    Topology {
+        /// Packages.
+        packages: u32,
+        /// Cores in each package.
+        cores: u32,
+        /// Threads in each core.
+        threads: u32,
+        /// vCPUs in all.
+        cpus: u32,
+    },
+}
+
+/// The most vCPUs a machine has. An APIC ID of 8 bits less the broadcast ID, rounded down to a power of two,
+/// leaves room for any topology.
+pub const MAX_CPUS: u32 = 128;
+
+impl Config {
+    /// Reads a configuration file. Relative paths in it are relative to the file's own folder.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Read`] and [`ConfigError::Parse`].
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for file in [&mut config.vm.kernel, &mut config.vm.initrd]
+            .into_iter()
+            .flatten()
+        {
+            *file = folder.join(&*file);
+        }
+        Ok(config)
+    }
+}
+
+impl VmConfig {
+    /// The arrangement of the vCPUs.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Cpus`] and [`ConfigError::Topology`].
+    pub fn topology(&self) -> Result<Topology, ConfigError> {
+        let cpus = self.cpus;
+        if !(1..=MAX_CPUS).contains(&cpus) {
+            return Err(ConfigError::Cpus(cpus));
+        }
+        let Some(TopologyConfig {
+            packages,
+            cores,
+            threads,
+        }) = self.topology
+        else {
+            return Ok(Topology::flat(cpus));
+        };
+        let product = packages
+            .checked_mul(cores)
+            .and_then(|cores| cores.checked_mul(threads));
+        if product != Some(cpus) {
+            return Err(ConfigError::Topology {
+                packages,
+                cores,
+                threads,
+                cpus,
+            });
+        }
+        Ok(Topology {
+            packages,
+            cores,
+            threads,
+        })
+    }
+}
+
+/// A size of memory in bytes. Written as a number of MiB (`512`) or with a unit (`"512M"`, `"2G"`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySize(pub u64);
+
+/// A size of memory that cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a size of memory: write MiB as a number (512), or a number with K, M, G or T (2G)"
+)]
+pub struct ParseMemorySizeError(String);
+
+impl FromStr for MemorySize {
+    type Err = ParseMemorySizeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+            "K" | "KIB" => 10,
+            "" | "M" | "MIB" => 20,
+            "G" | "GIB" => 30,
+            "T" | "TIB" => 40,
+            _ => return Err(ParseMemorySizeError(text.into())),
+        };
+        let number: u64 = digits
+            .parse()
+            .map_err(|_| ParseMemorySizeError(text.into()))?;
+        match number.checked_mul(1 << shift) {
+            // Whole pages, because memory is mapped in them.
+            Some(bytes) if bytes > 0 && bytes % 4096 == 0 => Ok(Self(bytes)),
+            _ => Err(ParseMemorySizeError(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes % (1 << 30) == 0 => write!(f, "{}G", bytes >> 30),
+            bytes if bytes % (1 << 20) == 0 => write!(f, "{}M", bytes >> 20),
+            bytes => write!(f, "{}K", bytes >> 10),
+        }
+    }
+}
+
+impl Serialize for MemorySize {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MemorySize {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(
+            untagged,
+            expecting = "a size of memory: MiB as a number, or a string such as \"2G\""
+        )]
+        enum Written {
+            Mib(u64),
+            Text(String),
+        }
+        let text = match Written::deserialize(deserializer)? {
+            Written::Mib(mib) => mib.to_string(),
+            Written::Text(text) => text,
+        };
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_memory_are_mib_or_carry_a_unit() {
+        for (text, bytes) in [
+            ("1", 1 << 20),
+            ("512M", 512 << 20),
+            ("2g", 2 << 30),
+            ("8K", 8 << 10),
+        ] {
+            assert_eq!(text.parse(), Ok(MemorySize(bytes)), "{text}");
+        }
+        for text in ["", "0", "M", "-1", "1.5G", "1X", "1K", "99999999999999T"] {
+            assert!(text.parse::<MemorySize>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_topology_must_have_as_many_cpus_as_there_are() {
+        let mut vm = VmConfig {
+            cpus: 8,
+            ..VmConfig::default()
+        };
+        assert_eq!(vm.topology().unwrap(), Topology::flat(8));
+        vm.topology = Some(TopologyConfig {
+            packages: 2,
+            cores: 2,
+            threads: 2,
+        });
+        assert_eq!(
+            vm.topology().unwrap(),
+            Topology {
+                packages: 2,
+                cores: 2,
+                threads: 2
+            }
+        );
+        for (packages, cores, threads) in [(2, 2, 1), (0, 2, 2), (65536, 65536, 8)] {
+            vm.topology = Some(TopologyConfig {
+                packages,
+                cores,
+                threads,
+            });
+            assert!(matches!(vm.topology(), Err(ConfigError::Topology { .. })));
+        }
+        for cpus in [0, MAX_CPUS + 1] {
+            vm.cpus = cpus;
+            assert!(matches!(vm.topology(), Err(ConfigError::Cpus(c)) if c == cpus));
+        }
+    }
+
+    #[test]
+    fn a_mistyped_key_is_an_error_that_names_the_line_and_the_right_keys() {
+        let error = toml::from_str::<Config>("[vm]\ncpus = 1\nmemmory = 3\n")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("line 3"), "{error}");
+        assert!(
+            error.contains("`memmory`") && error.contains("`memory`"),
+            "{error}"
+        );
+    }
+}

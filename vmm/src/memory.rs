@@ -1,0 +1,130 @@
+//! The guest's memory.
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+
+use crate::config::{MemorySize, VmConfig};
+use crate::layout;
+
+/// Guest memory that cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// The host refuses to map as much.
+    #[error("cannot map {size} of guest memory{hint}: {source}")]
+    Map {
+        /// How much was asked for.
+        size: MemorySize,
+        /// What may help.
+        hint: &'static str,
+        /// What the host said.
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    /// The size cannot be addressed.
+    #[error("{0} of guest memory are more than addresses reach")]
+    TooLarge(MemorySize),
+    /// KVM refuses the memory.
+    #[error("KVM_SET_USER_MEMORY_REGION failed: {0}")]
+    Register(kvm_ioctls::Error),
+}
+
+/// Maps the guest's memory: below the hole for devices, and above 4 GiB what does not fit there.
+///
+/// # Errors
+///
+/// [`MemoryError::Map`] and [`MemoryError::TooLarge`].
+pub fn map(config: &VmConfig) -> Result<GuestMemoryMmap, MemoryError> {
+    let size = config.memory;
+    let low = size.0.min(layout::MMIO_HOLE);
+    let high = size.0 - low;
+    let regions = [(0, low), (layout::MMIO_HOLE_END, high)]
+        .into_iter()
+        .filter(|(_, length)| *length > 0)
+        .map(|(start, length)| region(config, start, length))
+        .collect::<Result<Vec<_>, _>>()?;
+    GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::TooLarge(size))
+}
+
+fn region(config: &VmConfig, start: u64, length: u64) -> Result<GuestRegionMmap, MemoryError> {
+    let size = config.memory;
+    let length = usize::try_from(length).map_err(|_| MemoryError::TooLarge(size))?;
+    // Pages the guest never touches are never there, so they need no reserve either.
+    let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let mut hint = "";
+    if config.huge_pages {
+        flags = flags & !libc::MAP_NORESERVE | libc::MAP_HUGETLB;
+        hint = " in huge pages (vm.huge_pages; /proc/sys/vm/nr_hugepages says how many there are)";
+    }
+    if config.prefault {
+        flags |= libc::MAP_POPULATE;
+    }
+    MmapRegionBuilder::new(length)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(flags)
+        .with_hugetlbfs(config.huge_pages)
+        .build()
+        .map_err(|source| MemoryError::Map { size, hint, source })
+        .and_then(|mapping| {
+            GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(MemoryError::TooLarge(size))
+        })
+}
+
+/// Gives the memory to the VM.
+///
+/// # Errors
+///
+/// [`MemoryError::Register`].
+pub(crate) fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let kvm_region = kvm_userspace_memory_region {
+            slot,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the region is mapped, of this length, and the VM keeps `memory` for as long as its
+        // vCPUs run; regions of a `GuestMemoryMmap` do not overlap.
+        unsafe { vm.set_user_memory_region(kvm_region) }.map_err(MemoryError::Register)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(memory: u64) -> Vec<(u64, u64)> {
+        let config = VmConfig {
+            memory: MemorySize(memory),
+            ..VmConfig::default()
+        };
+        let memory = map(&config).unwrap();
+        memory
+            .iter()
+            .map(|region| (region.start_addr().raw_value(), region.len()))
+            .collect()
+    }
+
+    #[test]
+    fn memory_leaves_out_the_hole_for_devices() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(ranges(GIB), [(0, GIB)]);
+        assert_eq!(ranges(3 * GIB), [(0, 3 * GIB)]);
+        assert_eq!(ranges(3 * GIB + 4096), [(0, 3 * GIB), (4 * GIB, 4096)]);
+        assert_eq!(ranges(8 * GIB), [(0, 3 * GIB), (4 * GIB, 5 * GIB)]);
+    }
+
+    #[test]
+    fn memory_beyond_all_addresses_is_an_error() {
+        let config = VmConfig {
+            memory: MemorySize(!4095),
+            ..VmConfig::default()
+        };
+        assert!(map(&config).is_err());
+    }
+}

@@ -1,0 +1,61 @@
+//! The `[msr]` part of a configuration.
+
+use msr_bus::{DeviceConfig, ExitReason, Fallback, Unclaimed};
+use msr_filter::{FilterConfig, Verdict};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Who answers which MSR.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MsrConfig {
+    /// The reasons for which KVM asks userspace; for the others it injects #GP itself.
+    pub exits: Vec<ExitReason>,
+    /// The answer to what no device claims: `"fault"`, `"ignore"`, or a table with one for each reason.
+    #[serde(deserialize_with = "uniform_or_each")]
+    pub unclaimed: Fallback,
+    /// What the kernel may answer, apart from what devices claim.
+    #[serde(skip_serializing_if = "is_default")]
+    pub filter: FilterConfig,
+    /// The MSR devices.
+    #[serde(rename = "device", skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceConfig>,
+}
+
+impl Default for MsrConfig {
+    fn default() -> Self {
+        Self {
+            exits: ExitReason::ALL.to_vec(),
+            unclaimed: Fallback::default(),
+            filter: no_rules(),
+            devices: Vec::new(),
+        }
+    }
+}
+
+/// The kernel may answer whatever no device claims.
+fn no_rules() -> FilterConfig {
+    FilterConfig {
+        default: Verdict::Allow,
+        rules: Vec::new(),
+    }
+}
+
+fn is_default(filter: &FilterConfig) -> bool {
+    *filter == no_rules()
+}
+
+fn uniform_or_each<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fallback, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "\"fault\", \"ignore\", or a table that gives one of them for `filter`, `unknown` and `invalid`"
+    )]
+    enum Written {
+        Uniform(Unclaimed),
+        Each(Fallback),
+    }
+    Ok(match Written::deserialize(deserializer)? {
+        Written::Uniform(answer) => Fallback::uniform(answer),
+        Written::Each(fallback) => fallback,
+    })
+}

@@ -1,0 +1,204 @@
+//! From configuration to the bus, the filter and the exits that belong together.
+
+use std::sync::Arc;
+
+use kvm_ioctls::{Cap, MsrExitReason, VmFd};
+use msr_bus::{
+    BuildError, DeviceContext, DeviceModel, ExitReason, MsrBus, MsrDevice, MsrObserver, MsrRange,
+};
+use msr_filter::{Access, CompileError, FilterSpec, InstallError, MsrFilter, Rule, Verdict};
+
+use super::MsrConfig;
+
+/// The bus, and the filter and exits derived from its claims and the configuration's rules.
+pub struct MsrPlan {
+    /// Who answers in userspace.
+    pub bus: Arc<MsrBus>,
+    /// What the kernel may answer, as rules: the devices' claims first, then the user's.
+    pub spec: FilterSpec,
+    /// The same as KVM gets it.
+    pub filter: MsrFilter,
+    /// The reasons for which KVM asks userspace.
+    pub exits: Vec<ExitReason>,
+}
+
+/// Why a configuration cannot be carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// A device's own keys are wrong.
+    #[error("[[msr.device]] number {number}: {source}")]
+    Device {
+        /// The device's place in the configuration, from 1.
+        number: usize,
+        /// What is wrong.
+        source: msr_bus::ConfigError,
+    },
+    /// Devices are in each other's way.
+    #[error("[[msr.device]]: {0}")]
+    Bus(#[from] BuildError),
+    /// A rule lets the kernel answer what a device claims.
+    #[error(
+        "[[msr.filter.rule]] number {number} allows MSR {rule} in the kernel, but device `{device}` claims {claim}: \
+         take the MSR out of the rule or out of the device"
+    )]
+    Contradiction {
+        /// The rule's place in the configuration, from 1.
+        number: usize,
+        /// The rule's range.
+        rule: MsrRange,
+        /// The device.
+        device: String,
+        /// The device's range.
+        claim: MsrRange,
+    },
+    /// Devices claim MSRs, and KVM is told not to ask.
+    #[error(
+        "device `{0}` claims MSRs, but msr.exits lacks \"filter\": without it KVM answers #GP itself and never asks \
+         the device; add \"filter\" to msr.exits"
+    )]
+    NoFilterExit(String),
+    /// The rules cannot be expressed as a KVM filter.
+    #[error("[msr.filter]: {0}")]
+    Compile(#[from] CompileError),
+    /// This KVM lacks what the plan needs.
+    #[error("this host's KVM lacks {name} ({since}); `msr-vmm check` tells what it can do")]
+    MissingCapability {
+        /// The capability's name.
+        name: &'static str,
+        /// Which Linux has it.
+        since: &'static str,
+    },
+    /// KVM refused to exit for MSR accesses.
+    #[error("KVM_ENABLE_CAP(KVM_CAP_X86_USER_SPACE_MSR) failed: {0}")]
+    Enable(kvm_ioctls::Error),
+    /// KVM refused the filter.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+}
+
+impl PlanError {
+    /// Whether the configuration is at fault, and not the host's KVM.
+    pub fn is_usage(&self) -> bool {
+        !matches!(
+            self,
+            Self::MissingCapability { .. } | Self::Enable(_) | Self::Install(_)
+        )
+    }
+}
+
+impl MsrPlan {
+    /// Builds the configured devices and those in `extra`, and derives the filter.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError`], for whatever the configuration contradicts itself in.
+    pub fn new(
+        config: &MsrConfig,
+        extra: &[Arc<dyn MsrDevice>],
+        observer: Option<Arc<dyn MsrObserver>>,
+        context: &DeviceContext,
+    ) -> Result<Self, PlanError> {
+        let mut builder = MsrBus::builder().fallback(config.unclaimed);
+        for (number, device) in (1..).zip(&config.devices) {
+            let device = device.build(DeviceModel::all(), context);
+            builder =
+                builder.device(device.map_err(|source| PlanError::Device { number, source })?);
+        }
+        for device in extra {
+            builder = builder.device(device.clone());
+        }
+        if let Some(observer) = observer {
+            builder = builder.observer(observer);
+        }
+        let bus = builder.build()?;
+        let spec = derive(config, &bus)?;
+        let filter = spec.compile()?;
+        Ok(Self {
+            bus: Arc::new(bus),
+            spec,
+            filter,
+            exits: config.exits.clone(),
+        })
+    }
+
+    /// Tells KVM to ask userspace, and what about. Belongs before the first vCPU runs.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError`], for what KVM lacks or refuses.
+    pub fn install(&self, vm: &VmFd) -> Result<(), PlanError> {
+        if !self.exits.is_empty() {
+            require(vm, Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR")?;
+            let mut cap = kvm_bindings::kvm_enable_cap {
+                cap: Cap::X86UserSpaceMsr as u32,
+                ..Default::default()
+            };
+            cap.args[0] = u64::from(
+                self.exits
+                    .iter()
+                    .copied()
+                    .map(mask)
+                    .collect::<MsrExitReason>()
+                    .bits(),
+            );
+            vm.enable_cap(&cap).map_err(PlanError::Enable)?;
+        }
+        require(vm, Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER")?;
+        Ok(self.filter.install(vm)?)
+    }
+}
+
+fn mask(reason: ExitReason) -> MsrExitReason {
+    match reason {
+        ExitReason::Filter => MsrExitReason::Filter,
+        ExitReason::Unknown => MsrExitReason::Unknown,
+        ExitReason::Invalid => MsrExitReason::Inval,
+    }
+}
+
+fn require(vm: &VmFd, cap: Cap, name: &'static str) -> Result<(), PlanError> {
+    if vm.check_extension(cap) {
+        Ok(())
+    } else {
+        Err(PlanError::MissingCapability {
+            name,
+            since: "Linux 5.10 and later have it",
+        })
+    }
+}
+
+/// The claims are denied in the kernel, so that KVM asks; then come the user's own rules.
+fn derive(config: &MsrConfig, bus: &MsrBus) -> Result<FilterSpec, PlanError> {
+    let user = &config.filter;
+    for (number, rule) in (1..)
+        .zip(&user.rules)
+        .filter(|(_, rule)| rule.verdict == Verdict::Allow)
+    {
+        for range in &rule.msrs {
+            if let Some((claim, device)) =
+                bus.claims().find(|(c, _)| c.intersection(*range).is_some())
+            {
+                let device = device.name().to_owned();
+                return Err(PlanError::Contradiction {
+                    number,
+                    rule: *range,
+                    device,
+                    claim,
+                });
+            }
+        }
+    }
+    if !config.exits.contains(&ExitReason::Filter)
+        && let Some((_, device)) = bus.claims().next()
+    {
+        return Err(PlanError::NoFilterExit(device.name().to_owned()));
+    }
+    let mut spec = FilterSpec::new(user.default);
+    spec.rules = bus
+        .claims()
+        .map(|(c, _)| Rule::new(c, Access::all(), Verdict::Deny))
+        .collect();
+    spec.rules.extend(FilterSpec::from(user).rules);
+    Ok(spec)
+}

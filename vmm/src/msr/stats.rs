@@ -1,0 +1,176 @@
+//! How often which MSR reached userspace.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use msr_bus::{Access, MsrBus, MsrEvent, MsrObserver};
+use msr_filter::names;
+
+/// How many different MSRs one vCPU's table tells apart.
+const SLOTS: usize = 2048;
+
+/// Counts every access that reaches userspace, by MSR.
+///
+/// Each vCPU has a table of its own that only its thread writes, so counting shares no cache line and takes
+/// no lock.
+#[derive(Debug)]
+pub struct MsrStats {
+    vcpus: Box<[Table]>,
+}
+
+#[derive(Debug)]
+struct Table {
+    slots: Box<[Slot]>,
+    /// Accesses to MSRs for which the table had no room.
+    untold: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// The MSR's index plus 1; 0 while the slot is free.
+    key: AtomicU64,
+    reads: AtomicU64,
+    writes: AtomicU64,
+    faults: AtomicU64,
+}
+
+/// What was counted for one MSR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// RDMSRs, those that faulted included.
+    pub reads: u64,
+    /// WRMSRs, those that faulted included.
+    pub writes: u64,
+    /// Accesses of either kind that were answered with #GP.
+    pub faults: u64,
+}
+
+impl MsrStats {
+    /// Empty tables for as many vCPUs.
+    pub fn new(vcpus: u32) -> Self {
+        let table = |_| Table {
+            slots: (0..SLOTS).map(|_| Slot::default()).collect(),
+            untold: AtomicU64::new(0),
+        };
+        Self {
+            vcpus: (0..vcpus).map(table).collect(),
+        }
+    }
+
+    /// What was counted so far, by MSR, over all vCPUs.
+    pub fn counts(&self) -> BTreeMap<u32, Counts> {
+        let mut counts: BTreeMap<u32, Counts> = BTreeMap::new();
+        for slot in self.vcpus.iter().flat_map(|table| &table.slots) {
+            // Keys are index + 1, so they fit.
+            let Some(index) = slot.key.load(Ordering::Acquire).checked_sub(1) else {
+                continue;
+            };
+            let count = counts.entry(index as u32).or_default();
+            count.reads += slot.reads.load(Ordering::Relaxed);
+            count.writes += slot.writes.load(Ordering::Relaxed);
+            count.faults += slot.faults.load(Ordering::Relaxed);
+        }
+        counts
+    }
+
+    /// How many accesses went uncounted because a vCPU touched more than 2,048 different MSRs.
+    pub fn untold(&self) -> u64 {
+        self.vcpus
+            .iter()
+            .map(|table| table.untold.load(Ordering::Relaxed))
+            .sum()
+    }
+
+    /// The counts as a table for people, with who on `bus` answers.
+    pub fn table<'a>(&'a self, bus: &'a MsrBus) -> impl fmt::Display + 'a {
+        StatsTable { stats: self, bus }
+    }
+}
+
+impl MsrObserver for MsrStats {
+    fn observe(&self, event: &MsrEvent<'_>) {
+        let Some(table) = self.vcpus.get(event.access.cpu.id().0 as usize) else {
+            return;
+        };
+        let Some(slot) = table.slot(event.access.index) else {
+            bump(&table.untold);
+            return;
+        };
+        bump(if event.kind == Access::READ {
+            &slot.reads
+        } else {
+            &slot.writes
+        });
+        if event.outcome.is_err() {
+            bump(&slot.faults);
+        }
+    }
+}
+
+/// Adds 1 to a counter that only this thread writes.
+fn bump(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+impl Table {
+    fn slot(&self, index: u32) -> Option<&Slot> {
+        let key = u64::from(index) + 1;
+        let start = index.wrapping_mul(0x9e37_79b1) as usize >> 16;
+        (0..SLOTS)
+            .map(|step| &self.slots[(start + step) % SLOTS])
+            .find(|slot| match slot.key.load(Ordering::Relaxed) {
+                0 => {
+                    slot.key.store(key, Ordering::Release);
+                    true
+                }
+                found => found == key,
+            })
+    }
+}
+
+struct StatsTable<'a> {
+    stats: &'a MsrStats,
+    bus: &'a MsrBus,
+}
+
+impl fmt::Display for StatsTable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = self.stats.counts();
+        if counts.is_empty() {
+            return writeln!(f, "MSR accesses that reached userspace: none");
+        }
+        writeln!(f, "MSR accesses that reached userspace:")?;
+        writeln!(
+            f,
+            "{:<12}{:<36}{:>9}{:>9}{:>9}  answered by",
+            "index", "name", "reads", "writes", "faults"
+        )?;
+        for (
+            index,
+            Counts {
+                reads,
+                writes,
+                faults,
+            },
+        ) in counts
+        {
+            let name = names::name(index).unwrap_or("-");
+            let by = self
+                .bus
+                .device(index)
+                .map_or("nobody (unclaimed)", |device| device.name());
+            writeln!(
+                f,
+                "{index:<#12x}{name:<36}{reads:>9}{writes:>9}{faults:>9}  {by}"
+            )?;
+        }
+        match self.stats.untold() {
+            0 => Ok(()),
+            untold => writeln!(
+                f,
+                "and {untold} accesses to more MSRs than this table tells apart"
+            ),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! A VM whose vCPUs run, and what can be done with it from outside.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use kvm_ioctls::VmFd;
+use msr_bus::{MsrBus, VcpuId};
+use msr_filter::{InstallError, MsrFilter};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::Killable;
+
+use crate::control::{Command, Control, install_kick_handler, kick_signal};
+use crate::devices::power::PowerManagement;
+use crate::devices::serial::Console;
+use crate::ending::{Ending, EndingReceiver, EndingSender};
+use crate::vm::{Vm, VmError};
+
+/// A handle to a running VM. Dropping it stops the VM.
+pub struct RunningVm {
+    fd: Arc<VmFd>,
+    bus: Arc<MsrBus>,
+    control: Arc<Control>,
+    threads: Vec<JoinHandle<()>>,
+    console: Arc<Console>,
+    power: Arc<PowerManagement>,
+    ended: EndingSender,
+    ending: EndingReceiver,
+}
+
+impl RunningVm {
+    pub(crate) fn start(vm: Vm) -> Result<Self, VmError> {
+        install_kick_handler()
+            .map_err(|error| VmError::host("cannot install a signal handler")(error.into()))?;
+        let mut running = Self {
+            fd: vm.fd,
+            bus: vm.plan.bus,
+            control: vm.control,
+            threads: Vec::with_capacity(vm.vcpus.len()),
+            console: vm.machine.console,
+            power: vm.machine.power,
+            ended: vm.ended,
+            ending: vm.ending,
+        };
+        for vcpu in vm.vcpus {
+            let clock = vm.clock.clone();
+            let id = vcpu.location.thread;
+            let thread = thread::Builder::new()
+                .name(format!("vcpu{id}"))
+                .spawn(move || {
+                    clock.register(VcpuId(id));
+                    vcpu.run();
+                });
+            // On an error, dropping `running` stops those that run.
+            running
+                .threads
+                .push(thread.map_err(VmError::host("cannot start a vCPU thread"))?);
+        }
+        Ok(running)
+    }
+
+    /// Waits until the guest ends, and stops what is left of it.
+    pub fn wait(mut self) -> Ending {
+        // `self` holds a sender, so the channel cannot be closed.
+        let ending = self.ending.endings.recv().unwrap_or(Ending::Stopped);
+        self.halt();
+        ending
+    }
+
+    /// Readable once the guest has ended, so that an event loop knows when [`wait`](Self::wait) returns at
+    /// once.
+    pub fn ended(&self) -> &EventFd {
+        &self.ending.event
+    }
+
+    /// Ends the guest at once, as if its power were cut; [`wait`](Self::wait) then gives
+    /// [`Ending::Stopped`] unless the guest ended before.
+    pub fn stop(&self) {
+        self.ended.send(Ending::Stopped);
+    }
+
+    /// Presses the ACPI power button. What follows is the guest's decision.
+    pub fn press_power_button(&self) {
+        self.power.press_power_button();
+    }
+
+    /// Whether a driver in the guest waits for the power button.
+    pub fn heeds_power_button(&self) -> bool {
+        self.power.heeds_power_button()
+    }
+
+    /// Takes every vCPU out of KVM_RUN, with pending exits completed, and returns once all stand still.
+    pub fn pause(&self) {
+        self.control.command(Command::Pause);
+        self.kick();
+        self.control.wait_parked();
+    }
+
+    /// Lets paused vCPUs go on.
+    pub fn resume(&self) {
+        self.control.command(Command::Run);
+    }
+
+    /// Replaces the MSR filter. All vCPUs leave KVM_RUN, the new filter goes in, they resume; every access
+    /// is answered by the old filter or the new.
+    ///
+    /// # Errors
+    ///
+    /// [`InstallError`]; the old filter then stays.
+    pub fn set_msr_filter(&self, filter: &MsrFilter) -> Result<(), InstallError> {
+        self.pause();
+        let installed = filter.install(&self.fd);
+        self.resume();
+        installed
+    }
+
+    /// The console, for its input.
+    pub fn console(&self) -> &Arc<Console> {
+        &self.console
+    }
+
+    /// The bus that answers MSR accesses.
+    pub fn msr_bus(&self) -> &Arc<MsrBus> {
+        &self.bus
+    }
+
+    fn kick(&self) {
+        for thread in &self.threads {
+            // A thread that has ended needs no kick.
+            let _ = thread.kill(kick_signal());
+        }
+    }
+
+    fn halt(&mut self) {
+        self.control.command(Command::Stop);
+        self.kick();
+        for thread in self.threads.drain(..) {
+            // A panic was reported as the guest's ending by the vCPU itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for RunningVm {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}

@@ -1,0 +1,145 @@
+//! A vCPU: one thread, one loop.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use msr_bus::{CpuLocation, MsrBus, VcpuId};
+use vm_device::bus::{MmioAddress, PioAddress};
+use vm_device::device_manager::{IoManager, MmioManager, PioManager};
+use vm_memory::GuestMemoryMmap;
+
+use crate::control::{Command, Control, Kickable};
+use crate::ending::{Ending, EndingSender};
+use crate::fault::{Fault, FaultReason};
+use crate::msr::{MsrExit, VcpuView, complete};
+
+/// What reads of ports and addresses that no device answers give.
+const NOBODY: u8 = 0xff;
+
+/// A vCPU and everything its exits need.
+pub(crate) struct Vcpu {
+    pub(crate) fd: VcpuFd,
+    pub(crate) location: CpuLocation,
+    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) bus: Arc<MsrBus>,
+    pub(crate) io: Arc<IoManager>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) ended: EndingSender,
+    pub(crate) one_msr: RefCell<Msrs>,
+}
+
+impl Vcpu {
+    /// Executes the guest until it is told to stop or cannot go on.
+    pub(crate) fn run(mut self) {
+        // SAFETY: `self` is owned by this call, so `fd` outlives the guard, on this thread.
+        let _kickable = unsafe { Kickable::new(&mut self.fd) };
+        // A kick before this thread was kickable is lost, so look once before the first KVM_RUN.
+        if self.control.checkpoint() == Command::Stop {
+            return;
+        }
+        if let Err(reason) = self.run_loop() {
+            let vcpu = VcpuId(self.location.thread);
+            let fault = Fault::new(vcpu, reason, &self.fd, &self.memory);
+            self.ended.send(Ending::Fault(Box::new(fault)));
+        }
+    }
+
+    fn run_loop(&mut self) -> Result<(), FaultReason> {
+        loop {
+            match self.fd.run() {
+                Ok(VcpuExit::X86Rdmsr(exit)) => {
+                    let exit = MsrExit::from(exit);
+                    self.answer(exit);
+                }
+                Ok(VcpuExit::X86Wrmsr(exit)) => {
+                    let exit = MsrExit::from(exit);
+                    self.answer(exit);
+                }
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    if self.io.pio_read(PioAddress(port), data).is_err() {
+                        data.fill(NOBODY);
+                    }
+                }
+                // What is written where no device listens is lost, as on a real bus.
+                Ok(VcpuExit::IoOut(port, data)) => drop(self.io.pio_write(PioAddress(port), data)),
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    if self.io.mmio_read(MmioAddress(address), data).is_err() {
+                        data.fill(NOBODY);
+                    }
+                }
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    drop(self.io.mmio_write(MmioAddress(address), data));
+                }
+                Ok(VcpuExit::Intr) => {
+                    if self.interrupted() == Command::Stop {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.errno() == libc::EINTR => {
+                    if self.interrupted() == Command::Stop {
+                        return Ok(());
+                    }
+                }
+                // KVM asks for another try, which is not an exit of the guest.
+                Err(error) if error.errno() == libc::EAGAIN => {}
+                Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
+                    self.ended.send(Ending::PowerOff);
+                }
+                Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => {
+                    self.ended.send(Ending::Reset);
+                }
+                Ok(VcpuExit::SystemEvent(kind, _)) => return Err(FaultReason::SystemEvent(kind)),
+                Ok(VcpuExit::Shutdown) => return Err(FaultReason::Shutdown),
+                Ok(VcpuExit::FailEntry(hardware_reason, cpu)) => {
+                    return Err(FaultReason::FailEntry {
+                        hardware_reason,
+                        cpu,
+                    });
+                }
+                Ok(VcpuExit::InternalError) => return Err(self.internal_error()),
+                Ok(exit) => return Err(FaultReason::UnexpectedExit(format!("{exit:?}"))),
+                Err(error) => return Err(FaultReason::RunFailed(error)),
+            }
+        }
+    }
+
+    /// The hot path: asks the bus and leaves the answer for the next KVM_RUN.
+    #[inline]
+    fn answer(&mut self, exit: MsrExit) {
+        let view = VcpuView::new(&self.fd, self.location, &self.memory, &self.one_msr);
+        let answer = exit.answer(&self.bus, &view);
+        complete(self.fd.get_kvm_run(), answer);
+    }
+
+    /// KVM_RUN returned because of a signal. It finished any pending exit before it looked for signals, so
+    /// the vCPU's state is whole and may be paused, saved or thrown away.
+    fn interrupted(&mut self) -> Command {
+        self.fd.set_kvm_immediate_exit(0);
+        self.control.checkpoint()
+    }
+
+    fn internal_error(&mut self) -> FaultReason {
+        // SAFETY: plain integers, valid in every bit pattern, within `kvm_run`, and of the right union
+        // member after KVM_EXIT_INTERNAL_ERROR.
+        let internal = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal };
+        let count = (internal.ndata as usize).min(internal.data.len());
+        FaultReason::InternalError {
+            suberror: internal.suberror,
+            data: internal.data[..count].to_vec(),
+        }
+    }
+}
+
+impl Drop for Vcpu {
+    /// Also on a panic: the others must not wait for this one.
+    fn drop(&mut self) {
+        self.control.leave();
+        if std::thread::panicking() {
+            let vcpu = VcpuId(self.location.thread);
+            let fault = Fault::new(vcpu, FaultReason::Panicked, &self.fd, &self.memory);
+            self.ended.send(Ending::Fault(Box::new(fault)));
+        }
+    }
+}

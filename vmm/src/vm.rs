@@ -1,0 +1,317 @@
+//! A virtual machine from its configuration: everything is set up here, and nothing runs yet.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VmFd};
+use msr_bus::{DeviceContext, MsrDevice, MsrObserver, VcpuId};
+use vm_device::DevicePio;
+use vm_device::bus::{PioAddress, PioRange};
+use vm_device::device_manager::{IoManager, PioManager};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::acpi::{self, AcpiConfig, AcpiError};
+use crate::boot::registers::RegistersError;
+use crate::boot::{self, BootError, BootSource};
+use crate::clock::HostClock;
+use crate::config::{Config, ConfigError};
+use crate::control::Control;
+use crate::cpu::msrs::{self, BootMsrsError};
+use crate::cpu::topology::apic_id;
+use crate::cpu_stub::{self as cpu, CpuError};
+use crate::devices::power::{I8042, PowerManagement, ResetRegister};
+use crate::devices::serial::Console;
+use crate::ending::{EndingReceiver, EndingSender, endings};
+use crate::layout;
+use crate::memory::{self, MemoryError};
+use crate::msr::{MsrPlan, PlanError, VcpuView};
+use crate::running::RunningVm;
+use crate::vcpu::Vcpu;
+
+/// Why a VM cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmError {
+    /// The configuration contradicts itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The MSR configuration cannot be carried out.
+    #[error(transparent)]
+    Msr(#[from] PlanError),
+    /// The guest's memory cannot be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The kernel, the initrd or the command line cannot be loaded.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The vCPUs cannot be what the configuration says.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+    /// A vCPU's registers cannot be set.
+    #[error(transparent)]
+    Registers(#[from] RegistersError),
+    /// A vCPU's MSRs cannot be set.
+    #[error(transparent)]
+    BootMsrs(#[from] BootMsrsError),
+    /// The ACPI tables cannot be written.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// KVM cannot be opened.
+    #[error("cannot open /dev/kvm: {0}; `msr-vmm check` says what is missing")]
+    Open(kvm_ioctls::Error),
+    /// KVM refused part of the set-up.
+    #[error("{what} failed: {source}; `msr-vmm check` says what this KVM can do")]
+    Kvm {
+        /// The ioctl.
+        what: &'static str,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// The host refused something else.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+impl VmError {
+    /// Whether the user can mend it by asking for something else (exit status 2), or the host or its KVM
+    /// refuses (1).
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Config(_) | Self::Boot(_) => true,
+            Self::Memory(error) => !matches!(error, MemoryError::Register(_)),
+            Self::Msr(error) => error.is_usage(),
+            Self::Cpu(error) => error.is_usage(),
+            _ => false,
+        }
+    }
+
+    fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
+        move |source| Self::Kvm { what, source }
+    }
+
+    pub(crate) fn host(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Host { what, source }
+    }
+}
+
+/// Collects what a VM is made of, beyond its configuration.
+pub struct VmBuilder {
+    config: Config,
+    devices: Vec<Arc<dyn MsrDevice>>,
+    observer: Option<Arc<dyn MsrObserver>>,
+    output: Box<dyn Write + Send>,
+}
+
+impl VmBuilder {
+    /// A VM of this configuration, whose console output goes nowhere.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            devices: Vec::new(),
+            observer: None,
+            output: Box::new(io::sink()),
+        }
+    }
+
+    /// Adds an MSR device to those of the configuration.
+    #[must_use]
+    pub fn msr_device(mut self, device: Arc<dyn MsrDevice>) -> Self {
+        self.devices.push(device);
+        self
+    }
+
+    /// Sets the observer that sees every MSR access that reaches userspace.
+    #[must_use]
+    pub fn msr_observer(mut self, observer: Arc<dyn MsrObserver>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Sets where the console's output goes.
+    #[must_use]
+    pub fn console_output(mut self, output: impl Write + Send + 'static) -> Self {
+        self.output = Box::new(output);
+        self
+    }
+
+    /// Builds the VM, up to its first instruction.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`].
+    pub fn build(self) -> Result<Vm, VmError> {
+        let config = self.config;
+        let topology = config.vm.topology()?;
+        let kernel = config.vm.kernel.as_deref().ok_or(ConfigError::NoKernel)?;
+        let clock = Arc::new(HostClock::new(topology.vcpus()));
+        let kvm = Kvm::new().map_err(VmError::Open)?;
+        let vm = Arc::new(kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?);
+
+        let identity = cpu::identity(&kvm, &config.cpu)?;
+        let context = DeviceContext {
+            topology,
+            cpu: identity,
+            clock: clock.clone(),
+        };
+        let plan = MsrPlan::new(&config.msr, &self.devices, self.observer, &context)?;
+
+        let memory = memory::map(&config.vm)?;
+        memory::register(&vm, &memory)?;
+        create_interrupt_controllers(&vm)?;
+        plan.install(&vm)?;
+
+        let (ended, ending) = endings().map_err(VmError::host("cannot make an eventfd"))?;
+        let machine = Machine::new(&vm, &ended, self.output)?;
+
+        let fds = (0..topology.vcpus())
+            .map(|id| {
+                let apic_id = apic_id(&topology, VcpuId(id));
+                vm.create_vcpu(apic_id.into())
+                    .map_err(VmError::kvm("KVM_CREATE_VCPU"))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        cpu::configure(&kvm, &vm, &fds, &topology, &config.cpu)?;
+
+        let rsdp = acpi::write(
+            &memory,
+            &AcpiConfig {
+                topology,
+                virtio: &[],
+                i8042: false,
+            },
+        )?;
+        let source = BootSource {
+            kernel,
+            initrd: config.vm.initrd.as_deref(),
+            cmdline: &cpu::cmdline(&config.cpu, &config.vm.cmdline, &fds[0]),
+        };
+        let entry = boot::load(&memory, &source, Some(rsdp))?;
+        boot::registers::set(&fds[0], &entry)?;
+        for fd in &fds {
+            msrs::set(fd)?;
+        }
+
+        let control = Arc::new(Control::new(fds.len()));
+        let vcpus = (0..)
+            .zip(fds)
+            .map(|(id, fd)| Vcpu {
+                fd,
+                location: topology.locate(VcpuId(id)),
+                memory: memory.clone(),
+                bus: plan.bus.clone(),
+                io: machine.io.clone(),
+                control: control.clone(),
+                ended: ended.clone(),
+                one_msr: VcpuView::room(),
+            })
+            .collect();
+        Ok(Vm {
+            fd: vm,
+            plan,
+            vcpus,
+            control,
+            clock,
+            machine,
+            ended,
+            ending,
+        })
+    }
+}
+
+/// The devices behind ports, and what raises their interrupts.
+pub(crate) struct Machine {
+    pub(crate) io: Arc<IoManager>,
+    pub(crate) console: Arc<Console>,
+    pub(crate) power: Arc<PowerManagement>,
+}
+
+impl Machine {
+    fn new(
+        vm: &Arc<VmFd>,
+        ended: &EndingSender,
+        output: Box<dyn Write + Send>,
+    ) -> Result<Self, VmError> {
+        let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+            .map_err(VmError::host("cannot make an eventfd"))?;
+        vm.register_irqfd(&irq, layout::COM1_IRQ)
+            .map_err(VmError::kvm("KVM_IRQFD"))?;
+        let console = Console::new(irq, output).map_err(VmError::host("cannot make an eventfd"))?;
+        let power = PowerManagement::new(vm.clone(), ended.clone());
+
+        let mut io = IoManager::new();
+        let mut add = |port, length, device: Arc<dyn DevicePio + Send + Sync>| {
+            let range = PioRange::new(PioAddress(port), length)
+                .expect("the layout's ports end below 0x10000");
+            io.register_pio(range, device)
+                .expect("the layout's ports do not overlap");
+        };
+        add(layout::COM1, 8, console.clone());
+        add(layout::I8042, 5, Arc::new(I8042::new(ended.clone())));
+        add(layout::PM1A_EVENT, 6, power.clone());
+        add(
+            layout::ACPI_RESET,
+            1,
+            Arc::new(ResetRegister(ended.clone())),
+        );
+        Ok(Self {
+            io: Arc::new(io),
+            console,
+            power,
+        })
+    }
+}
+
+/// The PICs, the I/O APIC, the local APICs and the PIT, all in the kernel.
+fn create_interrupt_controllers(vm: &VmFd) -> Result<(), VmError> {
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(VmError::kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize)
+        .map_err(VmError::kvm("KVM_SET_TSS_ADDR"))?;
+    vm.create_irq_chip()
+        .map_err(VmError::kvm("KVM_CREATE_IRQCHIP"))?;
+    // With the speaker port in the kernel too, its polling during calibration costs no exits.
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit).map_err(VmError::kvm("KVM_CREATE_PIT2"))
+}
+
+/// A VM that is ready to execute its first instruction.
+pub struct Vm {
+    pub(crate) fd: Arc<VmFd>,
+    pub(crate) plan: MsrPlan,
+    pub(crate) vcpus: Vec<Vcpu>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) clock: Arc<HostClock>,
+    pub(crate) machine: Machine,
+    pub(crate) ended: EndingSender,
+    pub(crate) ending: EndingReceiver,
+}
+
+impl Vm {
+    /// A builder for a VM of this configuration.
+    pub fn builder(config: Config) -> VmBuilder {
+        VmBuilder::new(config)
+    }
+
+    /// The bus that answers MSR accesses, and the filter that makes KVM ask it.
+    pub fn msr_plan(&self) -> &MsrPlan {
+        &self.plan
+    }
+
+    /// Starts the vCPUs, a thread for each.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Host`] where the host has no more threads; those already started have ended then.
+    pub fn start(self) -> Result<RunningVm, VmError> {
+        RunningVm::start(self)
+    }
+}
