@@ -1,0 +1,110 @@
+//! The entropy device (section 5.4): the host's random numbers.
+
+use std::sync::atomic::AtomicBool;
+
+use libc::iovec;
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use virtio_queue::DescriptorChain;
+use vm_memory::{GuestMemoryMmap, Permissions};
+
+use super::buffers::{ChainError, Request};
+use super::device::{Complaints, QueueHandler, Served, VirtioDevice};
+
+/// The size of the device's one queue.
+const QUEUE_SIZE: u16 = 64;
+/// The most descriptors of one request.
+const MAX_DESCRIPTORS: usize = 16;
+/// The most random bytes for one request. The driver learns how many there were, and may ask again.
+const MAX_BYTES: usize = 64 << 10;
+
+/// A source of random bytes for the guest, each of them from `getrandom(2)`.
+#[derive(Debug, Default)]
+pub struct Entropy;
+
+impl VirtioDevice for Entropy {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn name(&self) -> &str {
+        "entropy"
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn handler(&mut self, _features: u64) -> Box<dyn QueueHandler> {
+        Box::new(Handler {
+            request: Request::new(MAX_DESCRIPTORS),
+            complaints: Complaints::new(self.name()),
+        })
+    }
+}
+
+struct Handler {
+    request: Request,
+    complaints: Complaints,
+}
+
+impl QueueHandler for Handler {
+    fn serve(
+        &mut self,
+        _queue: usize,
+        chain: DescriptorChain<&GuestMemoryMmap>,
+        _stop: &AtomicBool,
+    ) -> Served {
+        let mem = chain.memory();
+        let filled = self
+            .request
+            .load(chain.clone())
+            .and_then(|()| fill(&mut self.request, mem));
+        let filled = filled.unwrap_or_else(|error| {
+            self.complaints.log(format_args!("{error}"));
+            0
+        });
+        Served::Done(filled)
+    }
+}
+
+/// Fills the request's buffers and returns how many bytes that took, up to [`MAX_BYTES`].
+fn fill(request: &mut Request, mem: &GuestMemoryMmap) -> Result<u32, ChainError> {
+    let front = request.writable.front(mem, Permissions::Write)?;
+    let mut filled = 0;
+    for piece in front.as_slice() {
+        let want = piece.iov_len.min(MAX_BYTES - filled);
+        let got = random(&iovec {
+            iov_base: piece.iov_base,
+            iov_len: want,
+        });
+        filled += got;
+        if got < want || filled == MAX_BYTES {
+            break;
+        }
+    }
+    // No more than MAX_BYTES, so nothing is cut off.
+    Ok(filled as u32)
+}
+
+/// Fills `piece` of guest memory, and returns how many bytes there are before the host has no more.
+fn random(piece: &iovec) -> usize {
+    let mut filled = 0;
+    while filled < piece.iov_len {
+        // SAFETY: `piece` is a part of guest memory that stays mapped while the `Iovecs` it came from lives,
+        // `filled` is less than its length, and the kernel writes no further than that. The guest may change
+        // the bytes meanwhile: nothing here reads them.
+        let got = unsafe { libc::getrandom(piece.iov_base.add(filled), piece.iov_len - filled, 0) };
+        match usize::try_from(got) {
+            Ok(got) if got > 0 => filled += got,
+            _ if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
+            _ => break,
+        }
+    }
+    filled
+}

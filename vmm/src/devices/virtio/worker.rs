@@ -1,0 +1,219 @@
+//! The thread that serves a device's queues.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::device::{QueueHandler, Served};
+use super::notifier::Notifier;
+
+/// A running device: everything in `Service` is the thread's until the worker is stopped.
+pub(super) struct Worker {
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<Service>>,
+}
+
+/// How a worker is told to stop: the flag for requests that take long, the event for the wait.
+#[derive(Debug)]
+struct Stop {
+    flag: AtomicBool,
+    event: EventFd,
+}
+
+impl Worker {
+    /// Starts a thread called `name` that serves what is in the queues now, and then after each kick.
+    pub(super) fn start(name: &str, mut service: Service) -> io::Result<Self> {
+        let stop = Arc::new(Stop {
+            flag: AtomicBool::new(false),
+            event: EventFd::new(EFD_NONBLOCK)?,
+        });
+        service.stop = Some(Arc::clone(&stop));
+        // One event for each queue and one to stop.
+        let mut events =
+            EventManager::new_with_capacity(service.queues.len() + 1).map_err(io::Error::other)?;
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                block_signals();
+                service.serve_all();
+                let id = events.add_subscriber(service);
+                loop {
+                    let running = events.subscriber_mut(id).is_ok_and(|s| !s.stopping());
+                    if !running {
+                        break;
+                    }
+                    if let Err(error) = events.run() {
+                        log::error!("a virtio device cannot wait for its driver: {error}");
+                        break;
+                    }
+                }
+                let Ok(service) = events.remove_subscriber(id) else {
+                    unreachable!("nothing else removes the subscriber");
+                };
+                service
+            })?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Stops the thread and returns what it was given, its queues as they are now; nothing if it panicked.
+    ///
+    /// A request that takes long is abandoned and stays in the queue.
+    pub(super) fn stop(mut self) -> Option<Service> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Option<Service> {
+        let thread = self.thread.take()?;
+        self.stop.flag.store(true, Ordering::Release);
+        // It fails only if the count overflows, which takes more than one write.
+        let _ = self.stop.event.write(1);
+        let mut service = thread.join().ok()?;
+        service.stop = None;
+        Some(service)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+/// Signals are for the threads that wait for them; this one may have been started by any.
+fn block_signals() {
+    // SAFETY: an all-zero sigset_t is a valid value, sigfillset writes only to it, and pthread_sigmask reads
+    // it and changes the calling thread's mask alone.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+    }
+}
+
+/// The queues of a device with what is needed to serve them.
+pub(super) struct Service {
+    pub(super) name: String,
+    pub(super) mem: Arc<GuestMemoryMmap>,
+    pub(super) queues: Vec<Queue>,
+    pub(super) kicks: Arc<[EventFd]>,
+    pub(super) handler: Box<dyn QueueHandler>,
+    pub(super) notifier: Arc<Notifier>,
+    stop: Option<Arc<Stop>>,
+    broken: bool,
+}
+
+impl Service {
+    pub(super) fn new(
+        name: String,
+        mem: Arc<GuestMemoryMmap>,
+        queues: Vec<Queue>,
+        kicks: Arc<[EventFd]>,
+        handler: Box<dyn QueueHandler>,
+        notifier: Arc<Notifier>,
+    ) -> Self {
+        Self {
+            name,
+            mem,
+            queues,
+            kicks,
+            handler,
+            notifier,
+            stop: None,
+            broken: false,
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop
+            .as_ref()
+            .is_none_or(|stop| stop.flag.load(Ordering::Acquire))
+    }
+
+    fn serve_all(&mut self) {
+        for index in 0..self.queues.len() {
+            self.serve(index);
+        }
+    }
+
+    /// Serves the queue with number `index` until it is empty. A queue that cannot be worked with ends all
+    /// work: the driver is told that the device needs a reset.
+    fn serve(&mut self, index: usize) {
+        if self.broken || !self.queues[index].ready() {
+            return;
+        }
+        if let Err(error) = self.drain(index) {
+            log::warn!("{}: queue {index} needs a reset: {error}", self.name);
+            self.broken = true;
+            self.notifier.needs_reset();
+        }
+    }
+
+    fn drain(&mut self, index: usize) -> Result<(), QueueError> {
+        let Some(stop) = &self.stop else {
+            return Ok(());
+        };
+        let mem = &*self.mem;
+        let queue = &mut self.queues[index];
+        loop {
+            queue.disable_notification(mem)?;
+            while !stop.flag.load(Ordering::Acquire) {
+                let Some(chain) = queue.iter(mem)?.next() else {
+                    break;
+                };
+                let head = chain.head_index();
+                match self.handler.serve(index, chain, &stop.flag) {
+                    Served::Done(written) => queue.add_used(mem, head, written)?,
+                    Served::Abandoned => {
+                        queue.go_to_previous_position();
+                        break;
+                    }
+                }
+                // After each request and not once for all: the next may take long, and a driver that gets
+                // too many interrupts says so in the ring.
+                if queue.needs_notification(mem)? {
+                    self.notifier.used_buffers();
+                }
+            }
+            let more = queue.enable_notification(mem)?;
+            if !more || stop.flag.load(Ordering::Acquire) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl MutEventSubscriber for Service {
+    fn init(&mut self, ops: &mut EventOps) {
+        let kicks = (0u32..).zip(self.kicks.iter());
+        let kicks = kicks.map(|(index, kick)| Events::with_data(kick, index, EventSet::IN));
+        let stop = self.stop.iter();
+        let stop = stop.map(|stop| Events::with_data(&stop.event, u32::MAX, EventSet::IN));
+        for events in kicks.chain(stop) {
+            if let Err(error) = ops.add(events) {
+                log::error!("{}: {error}", self.name);
+                self.broken = true;
+                self.notifier.needs_reset();
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+        let index = events.data() as usize;
+        // The stop event has no queue: the loop sees the flag.
+        if let Some(kick) = self.kicks.get(index) {
+            // It may have been read already, and what counts is the queue.
+            let _ = kick.read();
+            self.serve(index);
+        }
+    }
+}
