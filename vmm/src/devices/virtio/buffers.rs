@@ -22,8 +22,8 @@ pub(super) enum ChainError {
 
 /// The device-readable and the device-writable bytes of one request.
 ///
-/// A driver may cut a request into descriptors as it likes (section 2.7.4.1), so these are two streams of
-/// bytes. The room for descriptors is allocated once and used for every request.
+/// A driver may cut a request into descriptors as it likes (section 2.7.4.1), so these are two
+/// streams of bytes. The room for descriptors is allocated once and used for every request.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) readable: Buffers,
@@ -41,7 +41,8 @@ impl Request {
         }
     }
 
-    /// Takes the request in `chain`, in place of the one before. Where the buffers are is not checked yet.
+    /// Takes the request in `chain`, in place of the one before. Where the buffers are is not
+    /// checked yet.
     pub(super) fn load<M>(&mut self, chain: DescriptorChain<M>) -> Result<(), ChainError>
     where
         M: Deref,
@@ -49,13 +50,11 @@ impl Request {
     {
         self.readable.clear();
         self.writable.clear();
-        let mut count = 0;
         let mut complete = false;
-        for descriptor in chain {
+        for (count, descriptor) in chain.enumerate() {
             if count == self.max {
                 return Err(ChainError::TooLong(self.max));
             }
-            count += 1;
             complete = !descriptor.has_next();
             if descriptor.is_write_only() {
                 self.writable.push(descriptor.addr(), descriptor.len());
@@ -173,7 +172,8 @@ impl Buffers {
         Ok(())
     }
 
-    /// Takes `count` bytes off the front: no more than there are, and only such as have been found in memory.
+    /// Takes `count` bytes off the front: no more than there are, and only such as have been found
+    /// in memory.
     pub(super) fn advance(&mut self, count: u64) {
         let mut left = count.min(self.len);
         self.len -= left;
@@ -190,8 +190,8 @@ impl Buffers {
         }
     }
 
-    /// The host's view of the bytes at the front, as many as one system call should move, for the device to
-    /// access as `access` says. They stay at the front.
+    /// The host's view of the bytes at the front, as many as one system call should move, for the
+    /// device to access as `access` says. They stay at the front.
     pub(super) fn front<'a>(
         &self,
         mem: &'a GuestMemoryMmap,

@@ -36,9 +36,9 @@ pub trait VirtioDevice: Send {
 pub trait QueueHandler: Send {
     /// Serves the request in `chain`, which came from the queue with number `queue`.
     ///
-    /// `stop` is set when the device is to stop. A handler that may take long looks at it now and then and
-    /// returns [`Served::Abandoned`]; the request then stays in the queue, and it is served from the
-    /// start when the device goes on, so it must be one that can be repeated.
+    /// `stop` is set when the device is to stop. A handler that may take long looks at it now and
+    /// then and returns [`Served::Abandoned`]; the request then stays in the queue, and it is
+    /// served from the start when the device goes on, so it must be one that can be repeated.
     fn serve(
         &mut self,
         queue: usize,
@@ -50,7 +50,8 @@ pub trait QueueHandler: Send {
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
-    /// The request is done, well or not, and so many bytes were written to its buffers from their start on.
+    /// The request is done, well or not, and so many bytes were written to its buffers from their
+    /// start on.
     Done(u32),
     /// The device was stopped before the request was done.
     Abandoned,

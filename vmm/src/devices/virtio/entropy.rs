@@ -96,9 +96,9 @@ fn fill(request: &mut Request, mem: &GuestMemoryMmap) -> Result<u32, ChainError>
 fn random(piece: &iovec) -> usize {
     let mut filled = 0;
     while filled < piece.iov_len {
-        // SAFETY: `piece` is a part of guest memory that stays mapped while the `Iovecs` it came from lives,
-        // `filled` is less than its length, and the kernel writes no further than that. The guest may change
-        // the bytes meanwhile: nothing here reads them.
+        // SAFETY: `piece` is a part of guest memory that stays mapped while the `Iovecs` it came
+        // from lives, `filled` is less than its length, and the kernel writes no further than that.
+        // The guest may change the bytes meanwhile: nothing here reads them.
         let got = unsafe { libc::getrandom(piece.iov_base.add(filled), piece.iov_len - filled, 0) };
         match usize::try_from(got) {
             Ok(got) if got > 0 => filled += got,

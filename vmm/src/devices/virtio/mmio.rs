@@ -79,19 +79,21 @@ pub enum AttachError {
 
 /// A virtio device with its MMIO transport, version 2 (section 4.2.2).
 ///
-/// Dropping it stops its thread; so does a driver's reset. A request that takes long is abandoned then.
+/// Dropping it stops its thread; so does a driver's reset. A request that takes long is abandoned
+/// then.
 pub struct MmioDevice {
     slot: Slot,
     name: String,
     device_type: u32,
     kicks: Arc<[EventFd]>,
-    notifier: Arc<Notifier>,
+    pub(super) notifier: Arc<Notifier>,
     transport: Mutex<Transport>,
 }
 
 impl MmioDevice {
-    /// Puts `device` into `slot` of the machine `vm`, whose memory is `mem`: its interrupt becomes an irqfd
-    /// and its queues' notifications ioeventfds. The in-kernel irqchip must be there already.
+    /// Puts `device` into `slot` of the machine `vm`, whose memory is `mem`: its interrupt becomes
+    /// an irqfd and its queues' notifications ioeventfds. The in-kernel irqchip must be there
+    /// already.
     ///
     /// # Errors
     ///
@@ -183,9 +185,9 @@ impl MmioDevice {
         &self.name
     }
 
-    /// Stops the device until [`Self::resume`]. When this returns its thread has ended, it touches neither
-    /// guest memory nor what is behind it, and its queues say what is left to do: a request that was begun
-    /// and not finished counts as not begun. The vCPUs may run or not.
+    /// Stops the device until [`Self::resume`]. When this returns its thread has ended, it touches
+    /// neither guest memory nor what is behind it, and its queues say what is left to do: a request
+    /// that was begun and not finished counts as not begun. The vCPUs may run or not.
     pub fn pause(&self) {
         self.transport().pause();
     }
@@ -196,7 +198,8 @@ impl MmioDevice {
     }
 
     fn transport(&self) -> MutexGuard<'_, Transport> {
-        // A panic in one register's access leaves no half of a change that the next access could trip over.
+        // A panic in one register's access leaves no half of a change that the next access could
+        // trip over.
         self.transport
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -267,8 +270,8 @@ impl MmioDevice {
     }
 }
 
-/// The registers take aligned 32-bit accesses only (section 4.2.2.2), the configuration space takes any.
-/// Other accesses read as 0 and write nothing.
+/// The registers take aligned 32-bit accesses only (section 4.2.2.2), the configuration space takes
+/// any. Other accesses read as 0 and write nothing.
 impl DeviceMmio for MmioDevice {
     fn mmio_read(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
         data.fill(0);

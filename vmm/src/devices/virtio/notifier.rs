@@ -20,7 +20,8 @@ impl Notifier {
         Ok(Self {
             status: AtomicU32::new(0),
             interrupts: AtomicU32::new(0),
-            // Raising an interrupt must never block: the count says nothing, that it is not 0 says it all.
+            // Raising an interrupt must never block: the count says nothing, that it is not 0 says
+            // it all.
             line: EventFd::new(EFD_NONBLOCK)?,
         })
     }

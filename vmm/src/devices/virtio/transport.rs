@@ -105,7 +105,8 @@ impl Transport {
         self.device.features() | TRANSPORT_FEATURES
     }
 
-    /// Sets the selected half of the features that the driver accepts; they are fixed by `FEATURES_OK`.
+    /// Sets the selected half of the features that the driver accepts; they are fixed by
+    /// `FEATURES_OK`.
     pub(super) fn set_driver_features(&mut self, value: u32) {
         let value = u64::from(value);
         if !self.has(VIRTIO_CONFIG_S_DRIVER) || self.has(VIRTIO_CONFIG_S_FEATURES_OK) {
@@ -176,8 +177,8 @@ impl Transport {
         }
     }
 
-    /// Changes the selected queue, if now is the time: features settled, device not started, queue not
-    /// ready (section 4.2.3.2).
+    /// Changes the selected queue, if now is the time: features settled, device not started, queue
+    /// not ready (section 4.2.3.2).
     fn configure(&mut self, change: impl FnOnce(&mut Queue) -> Result<(), QueueError>) {
         let time = self.has(VIRTIO_CONFIG_S_FEATURES_OK) && !self.has(VIRTIO_CONFIG_S_DRIVER_OK);
         let index = self.queue_select;
@@ -248,8 +249,8 @@ impl Transport {
         let mut usable = true;
         for queue in self.queues.iter_mut().filter(|queue| queue.ready()) {
             queue.set_event_idx(event_idx);
-            // The rings are in memory, all of them, and memory stays where it is: from here on the worker
-            // can read and write them.
+            // The rings are in memory, all of them, and memory stays where it is: from here on the
+            // worker can read and write them.
             usable &= queue.is_valid(mem) && queue.avail_ring() != 0;
         }
         if !usable {
@@ -261,8 +262,8 @@ impl Transport {
         self.start_worker();
     }
 
-    /// Back to the state after power-on (section 2.4). What the worker is at is abandoned first: when this
-    /// returns, the device does not touch guest memory any more.
+    /// Back to the state after power-on (section 2.4). What the worker is at is abandoned first:
+    /// when this returns, the device does not touch guest memory any more.
     fn reset(&mut self) {
         self.stop_worker();
         self.handler = None;
@@ -349,7 +350,8 @@ fn copies(queues: &[Queue]) -> Result<Vec<Queue>, QueueError> {
         .collect()
 }
 
-/// The half of a 64-bit feature set that `select` names: 0 the low one, 1 the high one, nothing else.
+/// The half of a 64-bit feature set that `select` names: 0 the low one, 1 the high one, nothing
+/// else.
 fn half_of(features: u64, select: u32) -> u32 {
     match select {
         0 => features as u32,

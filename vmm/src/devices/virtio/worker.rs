@@ -28,7 +28,8 @@ struct Stop {
 }
 
 impl Worker {
-    /// Starts a thread called `name` that serves what is in the queues now, and then after each kick.
+    /// Starts a thread called `name` that serves what is in the queues now, and then after each
+    /// kick.
     pub(super) fn start(name: &str, mut service: Service) -> io::Result<Self> {
         let stop = Arc::new(Stop {
             flag: AtomicBool::new(false),
@@ -65,7 +66,8 @@ impl Worker {
         })
     }
 
-    /// Stops the thread and returns what it was given, its queues as they are now; nothing if it panicked.
+    /// Stops the thread and returns what it was given, its queues as they are now; nothing if it
+    /// panicked.
     ///
     /// A request that takes long is abandoned and stays in the queue.
     pub(super) fn stop(mut self) -> Option<Service> {
@@ -91,8 +93,8 @@ impl Drop for Worker {
 
 /// Signals are for the threads that wait for them; this one may have been started by any.
 fn block_signals() {
-    // SAFETY: an all-zero sigset_t is a valid value, sigfillset writes only to it, and pthread_sigmask reads
-    // it and changes the calling thread's mask alone.
+    // SAFETY: an all-zero sigset_t is a valid value, sigfillset writes only to it, and
+    // pthread_sigmask reads it and changes the calling thread's mask alone.
     unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
@@ -145,8 +147,8 @@ impl Service {
         }
     }
 
-    /// Serves the queue with number `index` until it is empty. A queue that cannot be worked with ends all
-    /// work: the driver is told that the device needs a reset.
+    /// Serves the queue with number `index` until it is empty. A queue that cannot be worked with
+    /// ends all work: the driver is told that the device needs a reset.
     fn serve(&mut self, index: usize) {
         if self.broken || !self.queues[index].ready() {
             return;
@@ -178,8 +180,8 @@ impl Service {
                         break;
                     }
                 }
-                // After each request and not once for all: the next may take long, and a driver that gets
-                // too many interrupts says so in the ring.
+                // After each request and not once for all: the next may take long, and a driver
+                // that gets too many interrupts says so in the ring.
                 if queue.needs_notification(mem)? {
                     self.notifier.used_buffers();
                 }

@@ -13,7 +13,8 @@ pub struct DiskConfig {
     /// Whether the guest may only read it.
     #[serde(default)]
     pub readonly: bool,
-    /// What the guest reads as the disk's serial number, cut to 20 bytes; the file's name if it is not given.
+    /// What the guest reads as the disk's serial number, cut to 20 bytes; the file's name if it is
+    /// not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
 }

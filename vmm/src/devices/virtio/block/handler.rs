@@ -47,6 +47,8 @@ enum Failure {
     },
     #[error("{0} bytes are no whole number of sectors or ranges")]
     Length(u64),
+    #[error("{0} bytes of data that go the other way than the request")]
+    Direction(u64),
     #[error("the disk is read-only")]
     ReadOnly,
     #[error("the image ends before byte {0}, it has been truncated")]
@@ -157,6 +159,7 @@ impl Handler {
         sector: u64,
         stop: &AtomicBool,
     ) -> Result<(), Failure> {
+        none_left(self.request.readable.len())?;
         let data = &mut self.request.writable;
         let mut offset = byte_range(&self.image, sector, data.len())?;
         while data.len() != 0 {
@@ -179,6 +182,7 @@ impl Handler {
         stop: &AtomicBool,
     ) -> Result<(), Failure> {
         self.check_writable()?;
+        none_left(self.request.writable.len())?;
         let data = &mut self.request.readable;
         let mut offset = byte_range(&self.image, sector, data.len())?;
         while data.len() != 0 {
@@ -205,8 +209,8 @@ impl Handler {
         Ok(self.request.writable.write(mem, &self.serial)?)
     }
 
-    /// Applies `change` to each of the ranges in the request (section 5.2.6.2), with its offset, length
-    /// and flags, of which those in `flags_known` may be set.
+    /// Applies `change` to each of the ranges in the request (section 5.2.6.2), with its offset,
+    /// length and flags, of which those in `flags_known` may be set.
     fn for_each_range(
         &mut self,
         mem: &GuestMemoryMmap,
@@ -217,7 +221,9 @@ impl Handler {
         self.check_writable()?;
         let data = &mut self.request.readable;
         let bytes = data.len();
-        if bytes % RANGE_LEN as u64 != 0 || bytes / RANGE_LEN as u64 > u64::from(MAX_RANGES) {
+        if !bytes.is_multiple_of(RANGE_LEN as u64)
+            || bytes / RANGE_LEN as u64 > u64::from(MAX_RANGES)
+        {
             return Err(Failure::Length(bytes));
         }
         while data.len() != 0 {
@@ -262,7 +268,7 @@ impl Handler {
 
 /// The byte at which `sector` starts, if `len` bytes from there on are whole sectors of the disk.
 fn byte_range(image: &Image, sector: u64, len: u64) -> Result<u64, Failure> {
-    if len % SECTOR_SIZE != 0 {
+    if !len.is_multiple_of(SECTOR_SIZE) {
         return Err(Failure::Length(len));
     }
     let capacity = image.sectors();
@@ -276,6 +282,13 @@ fn byte_range(image: &Image, sector: u64, len: u64) -> Result<u64, Failure> {
             capacity,
         }),
     }
+}
+
+fn none_left(bytes: u64) -> Result<(), Failure> {
+    if bytes != 0 {
+        return Err(Failure::Direction(bytes));
+    }
+    Ok(())
 }
 
 fn go_on(stop: &AtomicBool) -> Result<(), Failure> {

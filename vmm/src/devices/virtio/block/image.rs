@@ -63,7 +63,6 @@ pub enum DiskError {
 #[derive(Debug)]
 pub(super) struct Image {
     file: File,
-    path: PathBuf,
     readonly: bool,
     sectors: u64,
     physical_block: u64,
@@ -107,15 +106,10 @@ impl Image {
         }
         Ok(Self {
             file,
-            path: path.into(),
             readonly,
             sectors,
             physical_block: metadata.blksize(),
         })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     pub(super) fn readonly(&self) -> bool {
@@ -132,14 +126,14 @@ impl Image {
         self.physical_block
     }
 
-    /// Reads from byte `offset` on into `pieces` of guest memory, and returns how many bytes that were: 0
-    /// at the end of the file, which may have moved since it was opened.
+    /// Reads from byte `offset` on into `pieces` of guest memory, and returns how many bytes that
+    /// were: 0 at the end of the file, which may have moved since it was opened.
     pub(super) fn read(&self, offset: u64, pieces: &[iovec]) -> io::Result<usize> {
         let offset = file_offset(offset)?;
         retry(|| {
-            // SAFETY: the pieces are guest memory that stays mapped while the `Iovecs` they came from lives,
-            // there are as many as said, and the kernel writes nowhere else. The guest may use them
-            // meanwhile: nothing here relies on what is in them.
+            // SAFETY: the pieces are guest memory that stays mapped while the `Iovecs` they came
+            // from lives, there are as many as said, and the kernel writes nowhere else. The guest
+            // may use them meanwhile: nothing here relies on what is in them.
             unsafe {
                 libc::preadv64(
                     self.file.as_raw_fd(),
@@ -151,7 +145,8 @@ impl Image {
         })
     }
 
-    /// Writes from byte `offset` on what is in `pieces` of guest memory, and returns how many bytes that were.
+    /// Writes from byte `offset` on what is in `pieces` of guest memory, and returns how many bytes
+    /// that were.
     pub(super) fn write(&self, offset: u64, pieces: &[iovec]) -> io::Result<usize> {
         let offset = file_offset(offset)?;
         retry(|| {
@@ -225,8 +220,9 @@ fn open_file(path: &Path, readonly: bool) -> Result<File, DiskError> {
     })
 }
 
-/// Takes an open file description lock on the whole file, shared for a reader and exclusive for a writer. It
-/// goes with the descriptor, however the process ends, and conflicts with QEMU's locks too.
+/// Takes an open file description lock on the whole file, shared for a reader and exclusive for a
+/// writer. It goes with the descriptor, however the process ends, and conflicts with QEMU's locks
+/// too.
 fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), DiskError> {
     let kind = if readonly {
         libc::F_RDLCK

@@ -2,15 +2,16 @@
 //!
 //! # What is durable when
 //!
-//! The disk has a volatile write cache, the host's page cache, and says so by `VIRTIO_BLK_F_FLUSH`. A write
-//! that is done survives the guest and this process, whatever ends them, `kill -9` included. It survives
-//! the host's loss of power once a flush that began after it is done: `fdatasync(2)`. For a driver that does
-//! not accept the feature every write is durable before it is done.
+//! The disk has a volatile write cache, the host's page cache, and says so by `VIRTIO_BLK_F_FLUSH`.
+//! A write that is done survives the guest and this process, whatever ends them, `kill -9`
+//! included. It survives the host's loss of power once a flush that began after it is done:
+//! `fdatasync(2)`. For a driver that does not accept the feature every write is durable before it
+//! is done.
 //!
 //! # When the image shrinks
 //!
-//! The capacity is what it was at the start. If the file is truncated while the guest runs, reads beyond its
-//! new end fail with an I/O error and writes extend it again.
+//! The capacity is what it was at the start. If the file is truncated while the guest runs, reads
+//! beyond its new end fail with an I/O error and writes extend it again.
 
 mod config;
 mod handler;
@@ -56,8 +57,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// Opens the disk that `config` describes and locks it: shared with other readers if it is read-only, for
-    /// itself alone if not. A last partial sector is left out, with a warning.
+    /// Opens the disk that `config` describes and locks it: shared with other readers if it is
+    /// read-only, for itself alone if not. A last partial sector is left out, with a warning.
     ///
     /// # Errors
     ///
@@ -124,7 +125,8 @@ impl VirtioDevice for Block {
     }
 }
 
-/// The serial number: what the config says, or else the file's name, in printable ASCII and cut to length.
+/// The serial number: what the config says, or else the file's name, in printable ASCII and cut to
+/// length.
 fn serial(config: &DiskConfig) -> [u8; SERIAL_LEN] {
     let name = config
         .path
