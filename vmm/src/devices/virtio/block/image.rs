@@ -18,7 +18,10 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// A directory, a terminal, a pipe.
-    #[error("disk {}: this is {what}, and a disk is a raw image file or a block device", path.display())]
+    #[error(
+        "disk {}: this is {what}, and a disk is a raw image file or a block device",
+        path.display()
+    )]
     NotADisk {
         /// The path.
         path: PathBuf,
@@ -26,8 +29,11 @@ pub enum DiskError {
         what: &'static str,
     },
     /// The file can be read, but not written.
-    #[error("disk {0}: it cannot be written ({source}); to use it read-only, say --disk {0},ro, or \
-             readonly = true in the config", path.display())]
+    #[error(
+        "disk {0}: it cannot be written ({source}); to use it read-only, say --disk {0},ro, or \
+         readonly = true in the config",
+        path.display()
+    )]
     NotWritable {
         /// The path.
         path: PathBuf,
@@ -35,8 +41,11 @@ pub enum DiskError {
         source: io::Error,
     },
     /// Some other program uses the disk, and one of the two wants to write.
-    #[error("disk {}: it is in use by another program, and a disk that one of them writes to cannot be \
-             shared", path.display())]
+    #[error(
+        "disk {}: it is in use by another program, and a disk that one of them writes to cannot \
+         be shared",
+        path.display()
+    )]
     InUse {
         /// The path.
         path: PathBuf,
@@ -244,7 +253,8 @@ fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), DiskError> {
         Some(libc::EAGAIN | libc::EACCES) => Err(DiskError::InUse { path: path.into() }),
         Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS) => {
             log::warn!(
-                "disk {}: this file system has no locks, so nothing keeps other programs from using the disk",
+                "disk {}: this file system has no locks, so nothing keeps other programs from \
+                 using the disk",
                 path.display()
             );
             Ok(())

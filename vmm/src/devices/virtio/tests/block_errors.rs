@@ -191,7 +191,7 @@ fn chains_without_room_for_header_or_status_are_given_back() {
     let temp = image(LEN);
     let mut driver = Driver::started(disk(&temp));
     driver.put_header(VIRTIO_BLK_T_IN, 0);
-    let cases: [(&[(u64, u32, bool)], u32); 8] = [
+    let cases: [(&[Buffer], u32); 8] = [
         (&[(HEADER, 16, false)], 0),
         (&[(HEADER, 16, false), (STATUS, 0, true)], 0),
         (&[(HEADER, 0, false)], 0),

@@ -38,6 +38,9 @@ pub(super) const NEXT: u16 = 1;
 pub(super) const WRITE: u16 = 2;
 pub(super) const INDIRECT: u16 = 4;
 
+/// A buffer of a request: its address, its length, whether it is device-writable.
+pub(super) type Buffer = (u64, u32, bool);
+
 pub(super) struct Driver {
     pub(super) device: MmioDevice,
     pub(super) mem: Arc<GuestMemoryMmap>,
@@ -167,9 +170,9 @@ impl Driver {
         self.write(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     }
 
-    /// Puts buffers `(address, length, device-writable)` into the descriptor table as one chain
+    /// Puts `buffers` into the descriptor table as one chain
     /// from 0 on.
-    pub(super) fn put_chain(&self, buffers: &[(u64, u32, bool)]) {
+    pub(super) fn put_chain(&self, buffers: &[Buffer]) {
         let last = buffers.len() - 1;
         for (index, &(address, len, writable)) in buffers.iter().enumerate() {
             let flags = if writable { WRITE } else { 0 } | if index == last { 0 } else { NEXT };
@@ -203,7 +206,7 @@ impl Driver {
     }
 
     /// Has `buffers` served as one request, and returns the length written.
-    pub(super) fn serve(&mut self, buffers: &[(u64, u32, bool)]) -> u32 {
+    pub(super) fn serve(&mut self, buffers: &[Buffer]) -> u32 {
         self.put_chain(buffers);
         self.offer(0);
         self.kick();
@@ -211,7 +214,7 @@ impl Driver {
     }
 
     /// A block request with header, data and status as separate buffers; returns its status.
-    pub(super) fn block(&mut self, kind: u32, sector: u64, data: &[(u64, u32, bool)]) -> u8 {
+    pub(super) fn block(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> u8 {
         self.put_header(kind, sector);
         let mut buffers = vec![(HEADER, 16, false)];
         buffers.extend(data);

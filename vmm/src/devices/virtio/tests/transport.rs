@@ -110,8 +110,8 @@ fn queues_outside_memory_need_a_reset_and_get_one() {
     let places = [
         (MEMORY_END, AVAILABLE, USED),
         (DESCRIPTORS, MEMORY_END - 0x10, USED),
-        (DESCRIPTORS, AVAILABLE, u64::MAX & !3),
-        (u64::MAX & !15, u64::MAX & !1, u64::MAX & !3),
+        (DESCRIPTORS, AVAILABLE, !3),
+        (!15, !1, !3),
         (DESCRIPTORS, 0, USED),
     ];
     for (descriptors, available, used) in places {
