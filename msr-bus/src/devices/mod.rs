@@ -5,6 +5,10 @@
 use crate::DeviceModel;
 
 mod host;
+mod lockable;
+pub mod microcode;
+
+pub mod platform;
 pub mod rapl;
 #[cfg(test)]
 mod rig;
@@ -14,6 +18,8 @@ pub mod table;
 
 /// The registered models.
 pub(crate) static MODELS: &[DeviceModel] = &[
+    DeviceModel::of::<microcode::Microcode>(),
+    DeviceModel::of::<platform::Platform>(),
     DeviceModel::of::<rapl::Rapl>(),
     DeviceModel::of::<scratch::Scratch>(),
     DeviceModel::of::<table::Table>(),

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use self::config::Units;
 pub use self::config::{Config, Domain, Source};
 use self::energy::{EnergySource, EnergyState, Meter, Power, PowerModel, counter};
-use self::limits::{Limit, PACKAGE_LIMIT, PLANE_LIMIT};
+use self::limits::Limit;
 use self::powercap::Powercap;
 use crate::{
     CpuLocation, CpuVendor, DeviceContext, DeviceState, GeneralProtection, Model, MsrAccess,
@@ -195,8 +195,8 @@ fn reset_limits(tdp: u64, units: &Units) -> [Limit; LIMITED.len()] {
     let long = units.power(tdp) | ENABLE | window(units.time);
     let short = units.power(tdp * 6 / 5) | ENABLE | window(units.time.saturating_sub(8));
     LIMITED.map(|domain| match domain {
-        Domain::Package => Limit::new(PACKAGE_LIMIT, long | short << 32),
-        _ => Limit::new(PLANE_LIMIT, 0),
+        Domain::Package => Limit::of_package(long | short << 32),
+        _ => Limit::of_plane(),
     })
 }
 
