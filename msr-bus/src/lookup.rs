@@ -1,9 +1,9 @@
 //! From an index to the device that claims it, at a cost that does not grow with the claims.
 //!
 //! MSRs come in dense windows (0-0x1fff, 0xc0000000-0xc0001fff and so on), so the index space is cut into
-//! pages of 256: a small hash table finds the page, and an array in it finds the owner. A claim that
-//! spans very many pages would fill memory that way; those few are kept aside in order and searched only
-//! where the pages know no owner.
+//! pages of 32: a small hash table finds the page, and an array in it, one cache line, finds the owner. A
+//! claim that spans very many pages would fill memory that way; those few are kept aside in order and
+//! searched only where the pages know no owner.
 
 use crate::MsrRange;
 
@@ -11,7 +11,7 @@ use crate::MsrRange;
 pub(crate) type Owner = u16;
 
 const NONE: Owner = Owner::MAX;
-const PAGE_BITS: u32 = 8;
+const PAGE_BITS: u32 = 5;
 const PAGE_LEN: usize = 1 << PAGE_BITS;
 /// A page number no index has.
 const VACANT: u32 = u32::MAX;

@@ -7,8 +7,8 @@ use crate::DeviceModel;
 mod host;
 mod lockable;
 pub mod microcode;
-
 pub mod platform;
+pub mod ppin;
 pub mod rapl;
 #[cfg(test)]
 mod rig;
@@ -20,6 +20,7 @@ pub mod table;
 pub(crate) static MODELS: &[DeviceModel] = &[
     DeviceModel::of::<microcode::Microcode>(),
     DeviceModel::of::<platform::Platform>(),
+    DeviceModel::of::<ppin::Ppin>(),
     DeviceModel::of::<rapl::Rapl>(),
     DeviceModel::of::<scratch::Scratch>(),
     DeviceModel::of::<table::Table>(),

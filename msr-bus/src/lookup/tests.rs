@@ -14,7 +14,7 @@ fn index() -> impl Strategy<Value = u32> {
     prop_oneof![
         0u32..0x2000,
         0xc000_0000u32..0xc001_2000,
-        (0u32..0x1000, 0u32..3).prop_map(|(page, off)| ((page << 8) | off).wrapping_sub(1)),
+        (0u32..0x1000, 0u32..3).prop_map(|(page, off)| ((page << PAGE_BITS) | off).wrapping_sub(1)),
         Just(0u32),
         Just(u32::MAX),
         Just(u32::MAX - 1),
