@@ -1,0 +1,287 @@
+//! The CPUID of a guest: what KVM supports, made into the configured CPU.
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use msr_bus::{Topology, VcpuId};
+
+use super::identity::Signature;
+use super::leaves::Leaves;
+use super::model::{CpuModel, CpuModelError, Identity};
+use super::vendor::Vendor;
+use super::{frequency, identity, topology_leaves, vendor};
+
+// Leaf 1, ECX.
+const TSC_DEADLINE: u32 = 1 << 24;
+const HYPERVISOR: u32 = 1 << 31;
+
+/// What the host's KVM offers.
+#[derive(Clone, Debug)]
+pub struct HostCpu {
+    /// `KVM_GET_SUPPORTED_CPUID`.
+    pub supported: CpuId,
+    /// The guest's TSC frequency (`KVM_GET_TSC_KHZ`), in kHz; 0 where KVM does not say.
+    pub tsc_khz: u32,
+    /// Whether the local APIC timer has the TSC-deadline mode (`KVM_CAP_TSC_DEADLINE_TIMER`), which KVM does not put into
+    /// the supported CPUID because an irqchip in userspace would not have it.
+    pub tsc_deadline: bool,
+}
+
+/// KVM does not say what it supports.
+#[derive(Debug, thiserror::Error)]
+#[error("KVM_GET_SUPPORTED_CPUID failed: {0}")]
+pub struct HostCpuError(kvm_ioctls::Error);
+
+impl HostCpu {
+    /// Asks KVM. Any vCPU of the VM does for the frequency of the TSC.
+    ///
+    /// # Errors
+    ///
+    /// [`HostCpuError`].
+    pub fn query(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Self, HostCpuError> {
+        Ok(Self {
+            supported: kvm
+                .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+                .map_err(HostCpuError)?,
+            tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+        })
+    }
+}
+
+/// Why there is no CPUID for a guest.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CpuidError {
+    /// The configured CPU cannot be.
+    #[error(transparent)]
+    Model(#[from] CpuModelError),
+    /// There are more leaves than KVM takes.
+    #[error("the guest's CPUID has {0} entries; KVM takes at most {KVM_MAX_CPUID_ENTRIES}")]
+    TooManyEntries(usize),
+}
+
+/// The CPUID of every vCPU of a guest.
+#[derive(Clone, Debug)]
+pub struct Cpuid {
+    leaves: Leaves,
+    topology: Topology,
+    identity: Identity,
+    hypervisor: bool,
+    tsc_khz: u32,
+}
+
+impl Cpuid {
+    /// Makes `model` with `topology` out of what the host offers.
+    ///
+    /// # Errors
+    ///
+    /// [`CpuidError`], with the key of the configuration where it is that.
+    pub fn new(host: &HostCpu, model: &CpuModel, topology: Topology) -> Result<Self, CpuidError> {
+        let mut leaves = Leaves::new(&host.supported);
+        let host_vendor = Vendor::of(&leaves);
+        let identity = model.identity(host_vendor, Signature::of(&leaves))?;
+
+        let vendor = identity.vendor;
+        if vendor != host_vendor {
+            vendor::convert(&mut leaves, vendor);
+            vendor.write(&mut leaves);
+        }
+        identity.signature.write(&mut leaves, vendor.is_amd());
+        if let Some(brand) = &identity.brand {
+            identity::write_brand(&mut leaves, brand);
+        }
+        topology_leaves::write(&mut leaves, &topology, vendor.is_amd());
+        if vendor == Vendor::INTEL && host.tsc_khz != 0 {
+            frequency::write(&mut leaves, host.tsc_khz, model.base_mhz, model.max_mhz);
+        }
+        leaves.edit(1, 0, |entry| {
+            if host.tsc_deadline {
+                entry.ecx |= TSC_DEADLINE;
+            }
+            if model.hypervisor {
+                entry.ecx |= HYPERVISOR;
+            } else {
+                entry.ecx &= !HYPERVISOR;
+            }
+        });
+        if !model.hypervisor {
+            leaves.remove_hypervisor();
+        }
+        for feature in &model.show {
+            feature.set(&mut leaves, true);
+        }
+        for feature in &model.hide {
+            feature.set(&mut leaves, false);
+        }
+
+        let cpuid = Self {
+            leaves,
+            topology,
+            identity,
+            hypervisor: model.hypervisor,
+            tsc_khz: host.tsc_khz,
+        };
+        // Each vCPU's has the same leaves, so this tells of all of them.
+        let entries = cpuid.leaves_of(VcpuId(0)).entries().len();
+        if entries > KVM_MAX_CPUID_ENTRIES {
+            return Err(CpuidError::TooManyEntries(entries));
+        }
+        Ok(cpuid)
+    }
+
+    /// What `KVM_SET_CPUID2` is called with for `vcpu`.
+    ///
+    /// # Panics
+    ///
+    /// Where `vcpu` lies outside the topology.
+    pub fn for_vcpu(&self, vcpu: VcpuId) -> CpuId {
+        assert!(
+            vcpu.0 < self.topology.vcpus(),
+            "{vcpu:?} is outside the topology"
+        );
+        let leaves = self.leaves_of(vcpu);
+        // `new` found them to be no more than `CpuId` can hold, which is the only way to fail.
+        CpuId::from_entries(leaves.entries()).expect("the count of entries was checked")
+    }
+
+    fn leaves_of(&self, vcpu: VcpuId) -> Leaves {
+        let mut leaves = self.leaves.clone();
+        let is_amd = self.identity.vendor.is_amd();
+        topology_leaves::write_vcpu(&mut leaves, &self.topology, vcpu, is_amd);
+        leaves
+    }
+
+    /// The vendor that the guest sees.
+    pub fn vendor(&self) -> Vendor {
+        self.identity.vendor
+    }
+
+    /// What to append to a Linux guest's command line so that it keeps time, where this CPUID makes that necessary: a guest
+    /// that is not told of KVM has no kvmclock, and the TSC is its only clock.
+    pub fn kernel_parameters(&self) -> Option<String> {
+        (!self.hypervisor && self.tsc_khz != 0).then(|| frequency::kernel_parameters(self.tsc_khz))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::leaves::Registers;
+
+    fn host() -> HostCpu {
+        let leaves = Leaves::of(&[
+            (0, 0, [0x10, 0x6874_7541, 0x444d_4163, 0x6974_6e65]),
+            (1, 0, [0x00a1_0f11, 0x0002_0800, 0xfed8_3203, 0x178b_fbff]),
+            (7, 0, [1, 0x219c_97a9, 0x0040_069c, 0x1000_0010]),
+            (0xb, 0, [1, 2, 0x100, 0]),
+            (
+                0x4000_0000,
+                0,
+                [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d],
+            ),
+            (0x4000_0001, 0, [0x0100_7efb, 0, 0, 0]),
+            (
+                0x8000_0000,
+                0,
+                [0x8000_001f, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
+            ),
+            (0x8000_0001, 0, [0x00a1_0f11, 0, 0x0040_03f7, 0x2fd3_fbff]),
+            (0x8000_0008, 0, [0x3030, 0x0100_7200, 0, 0]),
+            (0x8000_001d, 0, [0x121, 0x01c0_003f, 63, 0]),
+        ]);
+        HostCpu {
+            supported: CpuId::from_entries(leaves.entries()).unwrap(),
+            tsc_khz: 2_596_136,
+            tsc_deadline: true,
+        }
+    }
+
+    fn cpuid(model: &str, topology: Topology) -> Cpuid {
+        Cpuid::new(&host(), &toml::from_str(model).unwrap(), topology).unwrap()
+    }
+
+    fn leaves(model: &str) -> Leaves {
+        Leaves::new(&cpuid(model, Topology::flat(2)).for_vcpu(VcpuId(1)))
+    }
+
+    const ICE_LAKE: &str =
+        "vendor = \"GenuineIntel\"\nfamily = 6\nmodel = 106\nstepping = 6\nhypervisor = false";
+
+    #[test]
+    fn the_hosts_cpu_keeps_its_identity_and_is_told_of_kvm() {
+        let leaves = leaves("");
+        assert_eq!(Vendor::of(&leaves), Vendor::AMD);
+        assert_eq!(leaves.get(1, 0).eax, 0x00a1_0f11);
+        assert_eq!(leaves.get(1, 0).ebx >> 24, 1, "APIC id");
+        assert_eq!(leaves.get(1, 0).ecx & TSC_DEADLINE, TSC_DEADLINE);
+        assert_eq!(leaves.get(1, 0).ecx & HYPERVISOR, HYPERVISOR);
+        assert_eq!(leaves.get(0x4000_0000, 0).eax, 0x4000_0001);
+        assert_eq!(leaves.get(0x15, 0), Registers::default(), "Intel's leaf");
+        assert_eq!(cpuid("", Topology::flat(1)).kernel_parameters(), None);
+    }
+
+    #[test]
+    fn hiding_the_hypervisor_removes_its_leaves_and_tells_the_frequency() {
+        let leaves = leaves("hypervisor = false");
+        assert_eq!(leaves.get(1, 0).ecx & HYPERVISOR, 0);
+        assert_eq!(leaves.get(0x4000_0000, 0), Registers::default());
+        assert_eq!(leaves.get(0x4000_0001, 0), Registers::default());
+        assert_eq!(
+            cpuid("hypervisor = false", Topology::flat(1)).kernel_parameters(),
+            Some("tsc_early_khz=2596136 tsc=reliable".to_owned())
+        );
+    }
+
+    #[test]
+    fn an_intel_model_on_an_amd_host_is_consistent() {
+        let leaves = leaves(ICE_LAKE);
+        assert_eq!(Vendor::of(&leaves), Vendor::INTEL);
+        assert_eq!(leaves.get(1, 0).eax, 0x606a6);
+        assert_eq!(leaves.last_basic(), 0x16);
+        assert_ne!(leaves.get(0x15, 0).ebx, 0);
+        assert_eq!(leaves.get(0x16, 0).eax, 2596);
+        assert_eq!(leaves.get(0x8000_0000, 0).eax, 0x8000_0008);
+        assert_eq!(leaves.get(0x8000_0001, 0).eax, 0);
+        assert_eq!(leaves.get(0x8000_0002, 0).eax.to_le_bytes(), *b"Virt");
+        assert_eq!(leaves.get(0x8000_001d, 0), Registers::default());
+        assert_eq!(leaves.get(4, 0).eax & 0xff, 0x21);
+        assert_eq!(leaves.get(0xb, 1).edx, 1);
+    }
+
+    #[test]
+    fn each_vcpu_has_its_own_apic_id() {
+        let topology = Topology {
+            packages: 2,
+            cores: 3,
+            threads: 1,
+        };
+        let cpuid = cpuid("", topology);
+        let ids: Vec<u32> = (0..6)
+            .map(|vcpu| Leaves::new(&cpuid.for_vcpu(VcpuId(vcpu))).get(0xb, 0).edx)
+            .collect();
+        assert_eq!(ids, [0, 1, 2, 4, 5, 6]);
+    }
+
+    #[test]
+    fn features_are_hidden_and_shown_last() {
+        let leaves = leaves(
+            "hide = [\"avx2\", \"tsc_deadline_timer\"]\nshow = [\"dtherm\", \"aperfmperf\"]",
+        );
+        assert_eq!(leaves.get(7, 0).ebx, 0x219c_9789);
+        assert_eq!(leaves.get(1, 0).ecx & TSC_DEADLINE, 0);
+        assert_eq!((leaves.get(6, 0).eax, leaves.get(6, 0).ecx), (1, 1));
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_is_refused() {
+        let model = CpuModel {
+            stepping: Some(16),
+            ..CpuModel::default()
+        };
+        let error = Cpuid::new(&host(), &model, Topology::flat(1)).unwrap_err();
+        assert!(matches!(
+            error,
+            CpuidError::Model(CpuModelError::TooLarge { .. })
+        ));
+    }
+}
