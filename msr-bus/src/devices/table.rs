@@ -1,67 +1,32 @@
-//! Registers described by a configuration instead of code: constants, and registers that store what is written.
+//! Registers described by a configuration instead of code: constants, and registers that store what is
+//! written.
+//!
+//! A register has a value, or several for the threads, cores or packages that have one each, perhaps put
+//! together from named fields; and it says what reads and writes do: give the value, fault, drop the
+//! write, or store it except for reserved and ignored bits until a lock bit is set.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msr_filter::MsrRange;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use crate::{
     DeviceContext, DeviceState, GeneralProtection, Model, MsrAccess, MsrDevice, PerScope,
-    RestoreError, Scope, U64,
+    RestoreError,
 };
 
-/// The keys of a `[[msr.device]]` with `type = "table"`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The registers, each a table of its own: `[[msr.device.register]]`.
-    pub register: Vec<RegisterConfig>,
-}
+mod config;
 
-/// One register of a table.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RegisterConfig {
-    /// The register's MSR index or name; a range makes as many alike.
-    #[schemars(with = "String")]
-    pub msr: MsrRange,
-    /// The value after reset.
-    #[serde(default)]
-    pub value: U64,
-    /// What a write does: "fault" (#GP: the register is read-only), "ignore" (the write is dropped) or "store".
-    #[serde(default)]
-    pub write: WritePolicy,
-    /// With "store": bits that must be written as zero. A write that sets one is #GP.
-    #[serde(default)]
-    pub reserved: U64,
-    /// With "store": bits that keep their value whatever is written.
-    #[serde(default)]
-    pub ignored: U64,
-    /// Which CPUs share the register: "thread", "core" or "package".
-    #[serde(default)]
-    pub scope: Scope,
-}
-
-/// What a write to a register does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum WritePolicy {
-    /// The write is #GP.
-    #[default]
-    Fault,
-    /// The write is dropped.
-    Ignore,
-    /// The register takes the value.
-    Store,
-}
+pub use config::{Bits, Config, FieldConfig, ReadPolicy, RegisterConfig, WritePolicy};
 
 #[derive(Debug)]
 struct Register {
     msr: u32,
+    read: ReadPolicy,
     write: WritePolicy,
     reserved: u64,
     ignored: u64,
+    /// The bit that makes writes fault, or 0.
+    lock: u64,
     value: PerScope<AtomicU64>,
 }
 
@@ -94,19 +59,19 @@ impl Model for Table {
         }
         let mut registers = Vec::new();
         for entry in &config.register {
-            if entry.write != WritePolicy::Store && (entry.reserved.0 | entry.ignored.0) != 0 {
-                let msr = entry.msr;
-                return Err(format!(
-                    "register {msr}: `reserved` and `ignored` speak of stored writes, so they need write = \"store\""
-                ));
-            }
+            let name = |what| format!("register {}: {what}", entry.msr);
+            entry.check_writes().map_err(name)?;
+            let copies = entry.scope.copies(&context.topology);
+            let values = entry.reset_values(copies).map_err(name)?;
             registers.extend((entry.msr.first()..=entry.msr.last()).map(|msr| Register {
                 msr,
+                read: entry.read,
                 write: entry.write,
                 reserved: entry.reserved.0,
                 ignored: entry.ignored.0,
-                value: PerScope::new(entry.scope, &context.topology, |_| {
-                    AtomicU64::new(entry.value.0)
+                lock: entry.lock.map_or(0, |bit| 1 << bit),
+                value: PerScope::new(entry.scope, &context.topology, |copy| {
+                    AtomicU64::new(values[copy as usize])
                 }),
             }));
         }
@@ -118,6 +83,29 @@ impl Model for Table {
             ));
         }
         Ok(Self { name, registers })
+    }
+}
+
+impl Register {
+    /// The copy that the accessing CPU sees.
+    fn at(&self, access: &MsrAccess<'_>) -> &AtomicU64 {
+        self.value.at(access.cpu.location())
+    }
+
+    fn store(&self, access: &MsrAccess<'_>, value: u64) -> Result<(), GeneralProtection> {
+        if value & self.reserved != 0 {
+            return Err(GeneralProtection);
+        }
+        // In one step, lest a lock that another CPU sets meanwhile be lost.
+        let step = |old| {
+            let stored = old & self.ignored | value & !self.ignored;
+            (old & self.lock == 0).then_some(stored)
+        };
+        let register = self.at(access);
+        register
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, step)
+            .map(drop)
+            .map_err(|_| GeneralProtection)
     }
 }
 
@@ -146,10 +134,10 @@ impl MsrDevice for Table {
 
     fn read(&self, access: &MsrAccess<'_>) -> Result<u64, GeneralProtection> {
         let register = self.register(access.index)?;
-        Ok(register
-            .value
-            .at(access.cpu.location())
-            .load(Ordering::Relaxed))
+        match register.read {
+            ReadPolicy::Value => Ok(register.at(access).load(Ordering::Relaxed)),
+            ReadPolicy::Fault => Err(GeneralProtection),
+        }
     }
 
     fn write(&self, access: &MsrAccess<'_>, value: u64) -> Result<(), GeneralProtection> {
@@ -157,13 +145,7 @@ impl MsrDevice for Table {
         match register.write {
             WritePolicy::Fault => Err(GeneralProtection),
             WritePolicy::Ignore => Ok(()),
-            WritePolicy::Store if value & register.reserved != 0 => Err(GeneralProtection),
-            WritePolicy::Store => {
-                let stored = register.value.at(access.cpu.location());
-                let kept = stored.load(Ordering::Relaxed) & register.ignored;
-                stored.store(kept | value & !register.ignored, Ordering::Relaxed);
-                Ok(())
-            }
+            WritePolicy::Store => register.store(access, value),
         }
     }
 
@@ -203,3 +185,6 @@ impl MsrDevice for Table {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
