@@ -15,7 +15,13 @@ use crate::nested::outer::{OuterError, OuterVm};
 const IN_OUTER_VM: &str = "MSR_OUTER_VM";
 
 /// What of the host's environment the outer VM's program sees as well.
-const FORWARDED: &[&str] = &["RUST_BACKTRACE", "RUST_LOG", "PROPTEST_CASES", "VERBOSE"];
+const FORWARDED: &[&str] = &[
+    "RUST_BACKTRACE",
+    "RUST_LOG",
+    "PROPTEST_CASES",
+    "SEED",
+    "VERBOSE",
+];
 
 /// Where KVM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,4 +9,5 @@ pub mod backend;
 pub mod guest;
 pub mod init;
 pub mod kernel;
+pub mod micro;
 pub mod nested;

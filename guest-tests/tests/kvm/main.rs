@@ -10,16 +10,22 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 mod cli;
 mod linux;
+mod micro;
 mod smoke;
 
 /// A test's body.
 type Test = fn() -> Result<(), Failed>;
 
 fn trials() -> Vec<Trial> {
-    [smoke::trials(), cli::trials(), linux::trials()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        smoke::trials(),
+        micro::trials(),
+        cli::trials(),
+        linux::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn main() -> ExitCode {

@@ -25,7 +25,7 @@ pub use report::{KvmReport, Report, Trial};
 /// Finds out what `/dev/kvm` can do. It takes some milliseconds where KVM works, and at most some seconds a
 /// guest where it hangs.
 ///
-/// It registers a handler that does nothing for the first real-time signal, `SIGRTMIN`.
+/// It registers a handler that does nothing for the real-time signal `SIGRTMIN + 1`.
 ///
 /// ```no_run
 /// let report = vmm::check::probe();

@@ -22,6 +22,12 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The time between two signals: one alone may arrive just before KVM_RUN and change nothing.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(10);
 
+/// The signal that takes the guests out of KVM_RUN. Not the one that kicks the vCPUs of a running VM, whose
+/// handler this would replace.
+fn stop_signal() -> c_int {
+    SIGRTMIN() + 1
+}
+
 /// The steps: the guests, then the machine around a Linux guest.
 const STEPS: usize = PROGRAMS.len() + 1;
 
@@ -64,7 +70,7 @@ fn run_guarded(
     extern "C" fn ignore(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
     let mut outcomes = Vec::with_capacity(STEPS);
     // The handler's only use is to exist: a signal without one would end the process instead of KVM_RUN.
-    if let Err(error) = register_signal_handler(SIGRTMIN(), ignore) {
+    if let Err(error) = register_signal_handler(stop_signal(), ignore) {
         outcomes.push(Err(Ending::Ioctl {
             request: "sigaction",
             error,
@@ -91,7 +97,7 @@ fn run_guarded(
             let end = Instant::now() + grace;
             while received == Err(RecvTimeoutError::Timeout) && Instant::now() < end {
                 // It fails only for a thread that has ended, and then the channel says so.
-                let _ = thread.kill(SIGRTMIN());
+                let _ = thread.kill(stop_signal());
                 received = receiver.recv_timeout(SIGNAL_INTERVAL);
             }
         }

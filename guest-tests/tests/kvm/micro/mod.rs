@@ -1,0 +1,31 @@
+//! What KVM, the filter and the bus make of a guest's RDMSR and WRMSR, shown by micro guests.
+
+use libtest_mimic::Trial;
+
+mod bus;
+mod differential;
+mod filter;
+mod probe;
+mod random;
+mod reasons;
+mod registers;
+mod support;
+mod swap;
+mod x2apic;
+
+/// This module's tests.
+pub(crate) fn trials() -> Vec<Trial> {
+    [
+        bus::trials(),
+        differential::trials(),
+        filter::trials(),
+        probe::trials(),
+        reasons::trials(),
+        registers::trials(),
+        swap::trials(),
+        x2apic::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -1,0 +1,27 @@
+//! `msr-vmm check` says of this KVM what these tests show of it.
+
+use libtest_mimic::Trial;
+
+use super::support::{Outcome, trials};
+
+pub(super) fn trials() -> Vec<Trial> {
+    trials!("micro::probe":
+        the_probe_finds_that_micro_guests_run,
+        where_linux_guests_boot_the_probe_says_so,
+    )
+}
+
+fn the_probe_finds_that_micro_guests_run() -> Outcome {
+    let report = vmm::check::probe();
+    assert!(report.can_run_micro_guests(), "{report}");
+    Ok(())
+}
+
+/// The outer VM is chosen for having a KVM that boots Linux; elsewhere it is the probe that decides.
+fn where_linux_guests_boot_the_probe_says_so() -> Outcome {
+    if guest_tests::backend::in_outer_vm() {
+        let report = vmm::check::probe();
+        assert!(report.can_boot_linux(), "{report}");
+    }
+    Ok(())
+}

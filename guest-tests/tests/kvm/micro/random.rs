@@ -1,0 +1,84 @@
+//! Random rules and accesses, reproducible by their seed.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use msr_filter::{Access, FilterSpec, MsrFilter, MsrRange, Rule, Verdict};
+
+/// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+pub(super) struct Random(u64);
+
+impl Random {
+    /// Starts from `SEED`, or from the time where that is not set; returns the seed too.
+    pub(super) fn seeded() -> (Self, u64) {
+        let seed = match std::env::var("SEED") {
+            Ok(text) => text.parse().expect("SEED is a number"),
+            Err(_) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH);
+                now.map_or(0, |time| time.as_nanos() as u64)
+            }
+        };
+        (Self(seed), seed)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// A number from 0 to `limit - 1`.
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    fn one_in(&mut self, chances: u64) -> bool {
+        self.below(chances) == 0
+    }
+
+    fn verdict(&mut self) -> Verdict {
+        if self.one_in(2) {
+            Verdict::Allow
+        } else {
+            Verdict::Deny
+        }
+    }
+
+    /// An index, most often from where MSRs are.
+    pub(super) fn index(&mut self) -> u32 {
+        const WINDOWS: [(u32, u64); 8] = [
+            (0, 0x2000),
+            (0x7c0, 0x180),
+            (0x4000_0000, 0x200),
+            (0x4b56_4d00, 0x100),
+            (0xc000_0000, 0x2000),
+            (0xc001_0000, 0x2000),
+            (0xffff_ff00, 0x100),
+            (0, 1 << 32),
+        ];
+        let (start, len) = WINDOWS[self.below(WINDOWS.len() as u64) as usize];
+        start + self.below(len) as u32
+    }
+
+    fn rule(&mut self) -> Rule {
+        let first = self.index();
+        // Mostly a few MSRs; at times more than one range of a filter can span.
+        let most = if self.one_in(8) { 0x8000 } else { 0x40 };
+        let last = first.saturating_add(self.below(most) as u32);
+        let access = [Access::READ, Access::WRITE, Access::all()][self.below(3) as usize];
+        let range = MsrRange::new(first, last).expect("last is not below first");
+        Rule::new(range, access, self.verdict())
+    }
+
+    /// Rules that some filter expresses, and that filter.
+    pub(super) fn filter(&mut self) -> (FilterSpec, MsrFilter) {
+        loop {
+            let rules = 1 + self.below(24);
+            let default = self.verdict();
+            let spec = (0..rules).fold(FilterSpec::new(default), |spec, _| spec.rule(self.rule()));
+            if let Ok(filter) = spec.compile() {
+                return (spec, filter);
+            }
+        }
+    }
+}
