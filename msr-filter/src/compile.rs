@@ -73,7 +73,6 @@ impl FilterSpec {
 
 impl AccessMap {
     /// The smallest filter that means this map outside x2APIC.
-    #[allow(dead_code)]
     pub(crate) fn compile(&self, preferred: Verdict) -> Result<MsrFilter, CompileError> {
         let plan = plan(self, preferred, &Geometry::KVM).map_err(CompileError::from)?;
         Ok(MsrFilter::from_parts(plan.default, fill(&plan, self)))

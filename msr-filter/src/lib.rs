@@ -23,11 +23,18 @@ extern crate std;
 
 mod access;
 mod access_map;
+mod algebra;
 mod compile;
 mod config;
+mod explain;
 mod filter;
+#[cfg(feature = "serde")]
+mod filter_serde;
+#[cfg(feature = "serde")]
+mod firecracker;
 #[cfg(feature = "kvm")]
 mod kvm;
+mod list;
 pub mod names;
 mod paint;
 mod parse;
@@ -35,13 +42,20 @@ mod range;
 mod rule;
 #[cfg(feature = "serde")]
 mod serde_impls;
+mod warning;
 
 pub use access::Access;
+pub use algebra::Change;
 pub use compile::{Cluster, CompileError, GiveUp};
 pub use config::{FilterConfig, RuleConfig};
-pub use filter::{FilterRange, MsrFilter};
+pub use explain::DecidedBy;
+pub use filter::{FilterError, FilterRange, MsrFilter};
+#[cfg(feature = "serde")]
+pub use firecracker::{CpuTemplate, MsrModifier};
 #[cfg(feature = "kvm")]
-pub use kvm::InstallError;
+pub use kvm::{FromKvmError, InstallError, KvmFilter};
+pub use list::{MsrList, ParseListError};
 pub use parse::{ParseAccessError, ParseRangeError, ParseVerdictError};
 pub use range::{EmptyRange, MsrRange};
 pub use rule::{FilterSpec, Rule, Verdict};
+pub use warning::{LINUX_BOOT, Warning};

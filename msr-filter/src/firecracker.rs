@@ -1,0 +1,174 @@
+//! Firecracker's CPU templates, as far as they are about MSRs.
+
+use alloc::{string::String, vec::Vec};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, Unexpected},
+};
+
+use crate::{Access, MsrRange, Rule, Verdict};
+
+/// A custom CPU template (Firecracker's docs/cpu_templates/schema.json): the MSRs that it sets. The
+/// rest of the template is skipped.
+///
+/// ```
+/// use msr_filter::{Access, CpuTemplate, Verdict};
+///
+/// let template: CpuTemplate = serde_json::from_str(
+///     r#"{"msr_modifiers": [{"addr": "0x10a", "bitmap": "0bxxx01"}]}"#,
+/// )?;
+/// assert_eq!((template.msr_modifiers[0].mask, template.msr_modifiers[0].value), (0b11, 0b01));
+/// // The guest is to see what the template says, and can't be let write it.
+/// let rules = template.rules(Access::WRITE, Verdict::Deny);
+/// assert_eq!(rules[0].range.first(), 0x10a);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct CpuTemplate {
+    /// The MSRs that the template sets, in its order.
+    #[serde(default)]
+    pub msr_modifiers: Vec<MsrModifier>,
+}
+
+/// What a template does to one MSR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "RawModifier")]
+pub struct MsrModifier {
+    /// The MSR.
+    pub index: u32,
+    /// The bits that the template sets or clears.
+    pub mask: u64,
+    /// Their values; 0 outside the mask.
+    pub value: u64,
+}
+
+impl CpuTemplate {
+    /// A rule with `verdict` for accesses of these kinds to each MSR that the template sets.
+    pub fn rules(&self, access: Access, verdict: Verdict) -> Vec<Rule> {
+        let msrs = self.msr_modifiers.iter();
+        msrs.map(|msr| Rule::new(MsrRange::single(msr.index), access, verdict))
+            .collect()
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawModifier {
+    #[serde(deserialize_with = "number")]
+    addr: u32,
+    bitmap: String,
+}
+
+/// A number in a string, `0x` hexadecimal or `0b` binary as Firecracker reads them, or decimal.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let (digits, radix) = match text.split_at_checked(2) {
+        Some(("0x", digits)) => (digits, 16),
+        Some(("0b", digits)) => (digits, 2),
+        _ => (&*text, 10),
+    };
+    u32::from_str_radix(digits, radix)
+        .map_err(|_| D::Error::invalid_value(Unexpected::Str(&text), &"an MSR such as \"0x10a\""))
+}
+
+/// A bitmap that is not `0b` and up to 64 of 0, 1 and x.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no bitmap of an MSR: write 0b and up to 64 of 0, 1 and x")]
+struct BadBitmap(String);
+
+impl TryFrom<RawModifier> for MsrModifier {
+    type Error = BadBitmap;
+
+    fn try_from(raw: RawModifier) -> Result<Self, BadBitmap> {
+        let bad = || BadBitmap(raw.bitmap.clone());
+        let bits = raw.bitmap.strip_prefix("0b").ok_or_else(bad)?;
+        let (mut mask, mut value, mut len) = (0u64, 0u64, 0);
+        // Underscores group digits.
+        for bit in bits.bytes().filter(|bit| *bit != b'_') {
+            let (known, set) = match bit {
+                b'0' => (1, 0),
+                b'1' => (1, 1),
+                b'x' => (0, 0),
+                _ => return Err(bad()),
+            };
+            mask = mask << 1 | known;
+            value = value << 1 | set;
+            len += 1;
+        }
+        if !(1..=64).contains(&len) {
+            return Err(bad());
+        }
+        Ok(Self {
+            index: raw.addr,
+            mask,
+            value,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+
+    /// Shaped as the templates that `cpu-template-helper` dumps.
+    const TEMPLATE: &str = r#"{
+        "kvm_capabilities": [],
+        "cpuid_modifiers": [{
+            "leaf": "0x1", "subleaf": "0x0", "flags": 0,
+            "modifiers": [{"register": "ecx", "bitmap": "0bxxxx000000000011xx00011011110010"}]
+        }],
+        "msr_modifiers": [
+            {"addr": "0x10a", "bitmap": "0b0000000000000000000000000000000000000000000000000000110001001100"},
+            {"addr": "0xc0010015", "bitmap": "0b1xxx_0"}
+        ]
+    }"#;
+
+    #[test]
+    fn the_msrs_a_template_sets_become_rules() {
+        let template: CpuTemplate = serde_json::from_str(TEMPLATE).unwrap();
+        let set = |index, mask, value| MsrModifier { index, mask, value };
+        assert_eq!(
+            template.msr_modifiers,
+            [
+                set(0x10a, u64::MAX, 0xc4c),
+                set(0xc001_0015, 0b1_0001, 0b1_0000)
+            ]
+        );
+        assert_eq!(
+            template.rules(Access::all(), Verdict::Deny),
+            [
+                Rule::new(0x10a, Access::all(), Verdict::Deny),
+                Rule::new(0xc001_0015, Access::all(), Verdict::Deny)
+            ]
+        );
+    }
+
+    #[test]
+    fn mistakes_in_a_template_are_refused() {
+        let template = |addr: &str, bitmap: &str| {
+            let json = serde_json::json!({"msr_modifiers": [{"addr": addr, "bitmap": bitmap}]});
+            serde_json::from_value::<CpuTemplate>(json)
+        };
+        assert!(template("16", "0bx").is_ok());
+        assert!(template("0b101", "0bx").is_ok());
+        for (addr, bitmap, part) in [
+            ("0x1g", "0b0", "expected an MSR such as \"0x10a\""),
+            ("0x100000000", "0b0", "expected an MSR such as \"0x10a\""),
+            ("", "0b0", "expected an MSR such as \"0x10a\""),
+            ("0x10", "0b", "no bitmap of an MSR"),
+            ("0x10", "x", "no bitmap of an MSR"),
+            ("0x10", "0b2", "no bitmap of an MSR"),
+            (
+                "0x10",
+                &std::format!("0b{}", "x".repeat(65)),
+                "no bitmap of an MSR",
+            ),
+        ] {
+            let error = template(addr, bitmap).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

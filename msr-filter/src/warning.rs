@@ -1,0 +1,257 @@
+//! Rules that don't do what their author may think.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::{
+    Access, FilterSpec, MsrRange, Verdict, names,
+    paint::{Cell, paint},
+};
+
+/// Something in a [`FilterSpec`] that is legal, and probably not meant. Rules are numbered by their
+/// position in [`FilterSpec::rules`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// Rules before this one decide all that it speaks of.
+    Shadowed {
+        /// The rule without effect.
+        rule: usize,
+        /// The rule that decides its first MSR.
+        by: usize,
+    },
+    /// A rule lies in the x2APIC's indices, partly at least, and KVM asks no filter about those. A rule
+    /// that spans them all and more is not told of: it is not about them.
+    X2Apic {
+        /// The rule.
+        rule: usize,
+        /// The indices for which it has no effect.
+        ignored: MsrRange,
+    },
+    /// A rule for no kind of access, which never matches.
+    NoAccess {
+        /// The rule.
+        rule: usize,
+    },
+    /// What is denied only because no rule speaks of it, and what no Linux guest gets far without. See
+    /// [`LINUX_BOOT`].
+    LinuxNeeds {
+        /// The MSRs and the kinds of access that no rule decides.
+        missing: Vec<(u32, Access)>,
+    },
+}
+
+/// The accesses without which a 64-bit Linux guest hangs, crashes or loses its clock before it
+/// runs the first process, whoever answers them (arch/x86/kernel: head_64.S, verify_cpu.S, cpu/common.c,
+/// apic/apic.c; arch/x86/mm/pat). What merely costs the guest a feature or a log line is not here.
+///
+/// The kernel's own accesses on behalf of the guest, such as SYSCALL reading `IA32_LSTAR`, are not
+/// filtered; the guest's RDMSR and WRMSR that set them up are.
+pub const LINUX_BOOT: &[(u32, Access)] = &[
+    // Whether the APIC is on, and in which mode.
+    (0x1b, Access::READ),
+    // On Intel, verify_cpu looks for a disabled NX bit before there is an IDT.
+    (0x1a0, Access::READ),
+    // Read back to find out what the firmware left, then set.
+    (0x277, Access::all()),
+    // The timer, where CPUID offers it.
+    (0x6e0, Access::WRITE),
+    // Set in the first instructions, for NX, and on every other CPU.
+    (0xc000_0080, Access::all()),
+    // The entry points of SYSCALL.
+    (0xc000_0081, Access::WRITE),
+    (0xc000_0082, Access::WRITE),
+    (0xc000_0084, Access::WRITE),
+    // Thread-local storage and per-CPU data; entry code reads GS where the CPU has no FSGSBASE.
+    (0xc000_0100, Access::all()),
+    (0xc000_0101, Access::all()),
+    (0xc000_0102, Access::all()),
+];
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shadowed { rule, by } => write!(
+                f,
+                "rule {rule} has no effect: rules before it decide all it speaks of, first rule {by}"
+            ),
+            Self::X2Apic { rule, ignored } => write!(
+                f,
+                "rule {rule} has no effect on {ignored}: KVM never filters x2APIC registers"
+            ),
+            Self::NoAccess { rule } => {
+                write!(f, "rule {rule} has no effect: it is for no kind of access")
+            }
+            Self::LinuxNeeds { missing } => {
+                f.write_str("denied by default, and no Linux guest boots without:")?;
+                for (i, (index, access)) in missing.iter().enumerate() {
+                    f.write_str(if i == 0 { " " } else { ", " })?;
+                    match names::name(*index) {
+                        Some(name) => write!(f, "{name} ({index:#x}) {access}")?,
+                        None => write!(f, "{index:#x} {access}")?,
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl FilterSpec {
+    /// What in the rules is probably a mistake, by rising rule. None of it keeps them from compiling.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let cells = paint(self);
+        let mut decides = alloc::vec![false; self.rules.len()];
+        for cell in &cells {
+            for access in [Access::READ, Access::WRITE] {
+                if let Some(rule) = cell.owner(access) {
+                    decides[rule] = true;
+                }
+            }
+        }
+        let rules = self.rules.iter().zip(decides).enumerate();
+        let mut warnings: Vec<Warning> = rules
+            .filter_map(|(number, (rule, decides))| {
+                if rule.access.is_empty() {
+                    return Some(Warning::NoAccess { rule: number });
+                }
+                if !decides {
+                    let kind = rule.access.iter().next()?;
+                    let by = owner(&cells, rule.range.first(), kind)?;
+                    return Some(Warning::Shadowed { rule: number, by });
+                }
+                let ignored = rule.range.intersection(MsrRange::X2APIC)?;
+                let about = ignored == rule.range || ignored != MsrRange::X2APIC;
+                about.then_some(Warning::X2Apic {
+                    rule: number,
+                    ignored,
+                })
+            })
+            .collect();
+        warnings.extend(self.linux_needs(&cells));
+        warnings
+    }
+
+    fn linux_needs(&self, cells: &[Cell]) -> Option<Warning> {
+        if self.default == Verdict::Allow {
+            return None;
+        }
+        let missing: Vec<_> = LINUX_BOOT
+            .iter()
+            .filter_map(|(index, needed)| {
+                let left_out = needed.iter().filter(|a| owner(cells, *index, *a).is_none());
+                let left_out: Access = left_out.collect();
+                (!left_out.is_empty()).then_some((*index, left_out))
+            })
+            .collect();
+        (!missing.is_empty()).then_some(Warning::LinuxNeeds { missing })
+    }
+}
+
+/// The rule that decides `access` (one kind) to `index`.
+fn owner(cells: &[Cell], index: u32, access: Access) -> Option<usize> {
+    let cell = cells.partition_point(|cell| cell.first <= index) - 1;
+    cells[cell].owner(access)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{string::ToString, vec, vec::Vec};
+
+    use super::*;
+    use crate::Rule;
+
+    fn range(first: u32, last: u32) -> MsrRange {
+        MsrRange::new(first, last).unwrap()
+    }
+
+    fn deny(range: impl Into<MsrRange>, access: Access) -> Rule {
+        Rule::new(range, access, Verdict::Deny)
+    }
+
+    #[test]
+    fn a_rule_that_earlier_ones_cover_together_is_shadowed() {
+        let spec = FilterSpec::new(Verdict::Allow)
+            .rule(deny(range(0x10, 0x1f), Access::READ))
+            .rule(deny(range(0x18, 0x2f), Access::READ))
+            .rule(deny(range(0x12, 0x20), Access::READ))
+            .rule(deny(0x12, Access::all()));
+        let warnings = spec.warnings();
+        assert_eq!(warnings, [Warning::Shadowed { rule: 2, by: 0 }]);
+        assert_eq!(
+            warnings[0].to_string(),
+            "rule 2 has no effect: rules before it decide all it speaks of, first rule 0"
+        );
+    }
+
+    #[test]
+    fn rules_on_x2apic_are_told_unless_it_is_only_swallowed() {
+        let spec = FilterSpec::new(Verdict::Allow)
+            .rule(deny(0x830, Access::WRITE))
+            .rule(deny(range(0x7f0, 0x80f), Access::all()))
+            .rule(deny(range(0x700, 0x9ff), Access::all()));
+        assert_eq!(
+            spec.warnings(),
+            [
+                Warning::X2Apic {
+                    rule: 0,
+                    ignored: MsrRange::single(0x830)
+                },
+                Warning::X2Apic {
+                    rule: 1,
+                    ignored: range(0x800, 0x80f)
+                },
+            ]
+        );
+        assert_eq!(
+            spec.warnings()[1].to_string(),
+            "rule 1 has no effect on 0x800-0x80f: KVM never filters x2APIC registers"
+        );
+    }
+
+    #[test]
+    fn a_rule_for_no_access_never_matches() {
+        let spec = FilterSpec::new(Verdict::Allow).rule(deny(0x10, Access::empty()));
+        assert_eq!(spec.warnings(), [Warning::NoAccess { rule: 0 }]);
+        assert_eq!(
+            spec.warnings()[0].to_string(),
+            "rule 0 has no effect: it is for no kind of access"
+        );
+    }
+
+    #[test]
+    fn a_deny_default_that_forgets_what_linux_needs_is_told() {
+        let nothing = FilterSpec::new(Verdict::Deny);
+        assert_eq!(
+            nothing.warnings(),
+            [Warning::LinuxNeeds {
+                missing: LINUX_BOOT.to_vec()
+            }]
+        );
+        let mut spec = FilterSpec::new(Verdict::Deny);
+        for (index, access) in LINUX_BOOT {
+            spec = spec.rule(Rule::new(*index, *access, Verdict::Allow));
+        }
+        assert_eq!(spec.warnings(), []);
+        // An explicit denial is intended.
+        spec.rules[0].verdict = Verdict::Deny;
+        assert_eq!(spec.warnings(), []);
+        // Half of what is needed is missing.
+        spec.rules[4].access = Access::READ;
+        spec.rules.remove(5);
+        let warnings = spec.warnings();
+        let missing = vec![(0xc000_0080, Access::WRITE), (0xc000_0081, Access::WRITE)];
+        assert_eq!(warnings, [Warning::LinuxNeeds { missing }]);
+        assert_eq!(
+            warnings[0].to_string(),
+            "denied by default, and no Linux guest boots without: IA32_EFER (0xc0000080) w, \
+             IA32_STAR (0xc0000081) w"
+        );
+    }
+
+    #[test]
+    fn an_allow_default_without_mistakes_has_no_warnings() {
+        let spec = FilterSpec::new(Verdict::Allow).rule(deny(0x10, Access::all()));
+        assert_eq!(spec.warnings(), Vec::new());
+    }
+}
