@@ -15,6 +15,20 @@
 //! assert_eq!(filter.verdict(0xce, Access::READ), Verdict::Allow);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # What is where
+//!
+//! - [`FilterSpec`] and [`Rule`] say what a filter is to mean; [`FilterConfig`] is the same as
+//!   configuration files and profiles write it, [`MsrList`] a plain list, `CpuTemplate` (feature
+//!   `serde`) Firecracker's CPU templates. [`names`] lets all of them call MSRs by name.
+//! - [`FilterSpec::compile`] finds the smallest filter of exactly that meaning, or says what is too
+//!   much; [`FilterSpec::warnings`] tells what is probably a mistake.
+//! - [`MsrFilter`] is what KVM gets. It can be combined with others, compared, explained and turned back
+//!   into rules, and only filters that KVM accepts can be made.
+//! - With the feature `kvm`, `MsrFilter::install` sets it on a VM, `MsrFilter::to_kvm` and
+//!   `MsrFilter::from_kvm` convert it to and from the kernel's struct.
+//!
+//! Without the features `kvm` and `std` the crate needs `alloc` only.
 #![no_std]
 
 extern crate alloc;

@@ -70,8 +70,10 @@ fn what_the_kernel_refuses_is_refused() {
     unknown.flags = 2;
     let mut null = with(3, 1, 0);
     null.ranges[2].bitmap = ptr::null_mut();
-    let mut deny = kvm_msr_filter::default();
-    deny.flags = 1;
+    let deny = kvm_msr_filter {
+        flags: 1,
+        ..Default::default()
+    };
     for (raw, message) in [
         (
             unknown,

@@ -1,5 +1,6 @@
 //! AMD's own MSRs, by the names of the Linux kernel (arch/x86/include/asm/msr-index.h), which add a
-//! vendor or family to those of the APM (volume 2, appendix A) and the processors' PPRs.
+//! vendor or family to those of the APM (volume 2, appendix A) and the processors' PPRs; where the
+//! kernel has none, by theirs in the same style.
 
 use super::{Entry, numbered};
 
@@ -64,7 +65,6 @@ pub(super) const SINGLES: &[Entry] = &[
     (0xc001_0140, "MSR_AMD64_OSVW_ID_LENGTH"),
     (0xc001_0141, "MSR_AMD64_OSVW_STATUS"),
     (0xc001_0280, "MSR_F15H_PTSC"),
-    (0xc001_0292, "MSR_AMD_PSTATE_STATUS"),
     (0xc001_0293, "MSR_AMD_HW_PSTATE_STATUS"),
     (0xc001_0299, "MSR_AMD_RAPL_POWER_UNIT"),
     (0xc001_029a, "MSR_AMD_CORE_ENERGY_STATUS"),
@@ -77,7 +77,7 @@ pub(super) const SINGLES: &[Entry] = &[
     (0xc001_02f0, "MSR_AMD_PPIN_CTL"),
     (0xc001_02f1, "MSR_AMD_PPIN"),
     (0xc001_1002, "MSR_AMD64_CPUID_FN_7"),
-    (0xc001_1003, "MSR_AMD64_CPUID_FN_D"),
+    (0xc001_1003, "MSR_AMD64_CPUID_FN_6"),
     (0xc001_1004, "MSR_AMD64_CPUID_FN_1"),
     (0xc001_1005, "MSR_AMD64_CPUID_FN_EXT_1"),
     (0xc001_100c, "MSR_FAM10H_NODE_ID"),

@@ -115,6 +115,9 @@ pub(super) const SINGLES: &[Entry] = &[
     (0x390, "IA32_PERF_GLOBAL_OVF_CTRL"),
     (0x391, "IA32_PERF_GLOBAL_STATUS_SET"),
     (0x392, "IA32_PERF_GLOBAL_INUSE"),
+    (0x394, "MSR_UNC_PERF_FIXED_CTRL"),
+    (0x395, "MSR_UNC_PERF_FIXED_CTR"),
+    (0x396, "MSR_UNC_CBO_CONFIG"),
     (0x3f1, "IA32_PEBS_ENABLE"),
     (0x3f2, "MSR_PEBS_DATA_CFG"),
     (0x3f6, "MSR_PEBS_LD_LAT"),
@@ -236,7 +239,6 @@ pub(super) const SINGLES: &[Entry] = &[
     (0x775, "IA32_PECI_HWP_REQUEST_INFO"),
     (0x776, "IA32_HWP_CTL"),
     (0x777, "IA32_HWP_STATUS"),
-    (0x7a3, "IA32_MCU_ROLLBACK_SIGN_ID"),
     (0x981, "IA32_TME_CAPABILITY"),
     (0x982, "IA32_TME_ACTIVATE"),
     (0x983, "IA32_TME_EXCLUDE_MASK"),
@@ -256,7 +258,8 @@ pub(super) const SINGLES: &[Entry] = &[
     (0xdb0, "IA32_PKG_HDC_CTL"),
     (0xdb1, "IA32_PM_CTL1"),
     (0xdb2, "IA32_THREAD_STALL"),
-    (0xe00, "MSR_UNC_PERF_FIXED_CTRL"),
+    (0xe01, "MSR_UNC_PERF_GLOBAL_CTRL"),
+    (0xe02, "MSR_UNC_PERF_GLOBAL_STATUS"),
     (0x14ce, "IA32_LBR_CTL"),
     (0x14cf, "IA32_LBR_DEPTH"),
     (0x17d0, "IA32_HW_FEEDBACK_PTR"),
@@ -307,6 +310,15 @@ pub(super) const SERIES: &[&[Entry]] = &[
     ]),
     numbered!(0xc90, 1, "IA32_L3_QOS_MASK_", "", [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
     numbered!(0xdc0, 1, "MSR_LBR_INFO_", "", [
+        0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
+    ]),
+    numbered!(0x1200, 1, "IA32_LBR_", "_INFO", [
+        0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
+    ]),
+    numbered!(0x1500, 1, "IA32_LBR_", "_FROM_IP", [
+        0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
+    ]),
+    numbered!(0x1600, 1, "IA32_LBR_", "_TO_IP", [
         0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
     ]),
 ];
