@@ -8,6 +8,7 @@ use msr_bus::Topology;
 use serde::{Deserialize, Serialize};
 
 use crate::cpu_stub::CpuModel;
+use crate::devices::virtio::block::DiskConfig;
 use crate::msr::MsrConfig;
 
 /// Everything `msr-vmm run` takes. `--config` reads it from a file, and `--print-config` prints it.
@@ -45,6 +46,11 @@ pub struct VmConfig {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// Whether the guest has a source of random numbers, a virtio entropy device.
+    pub entropy: bool,
+    /// The disks, `[[vm.disk]]`, in the order of the guest's `/dev/vda`, `/dev/vdb` and so on.
+    #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfig>,
 }
 
 /// An arrangement of vCPUs.
@@ -77,6 +83,8 @@ impl Default for VmConfig {
             kernel: None,
             initrd: None,
             cmdline: "console=ttyS0 reboot=k panic=-1".into(),
+            entropy: false,
+            disks: Vec::new(),
         }
     }
 }
@@ -143,9 +151,11 @@ impl Config {
             source: Box::new(source),
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
+        let disks = config.vm.disks.iter_mut().map(|disk| &mut disk.path);
         for file in [&mut config.vm.kernel, &mut config.vm.initrd]
             .into_iter()
             .flatten()
+            .chain(disks)
         {
             *file = folder.join(&*file);
         }

@@ -12,6 +12,7 @@ use vmm_sys_util::signal::Killable;
 use crate::control::{Command, Control, install_kick_handler, kick_signal};
 use crate::devices::power::PowerManagement;
 use crate::devices::serial::Console;
+use crate::devices::virtio::MmioDevice;
 use crate::ending::{Ending, EndingReceiver, EndingSender};
 use crate::vm::{Vm, VmError};
 
@@ -23,6 +24,7 @@ pub struct RunningVm {
     threads: Vec<JoinHandle<()>>,
     console: Arc<Console>,
     power: Arc<PowerManagement>,
+    virtio: Vec<Arc<MmioDevice>>,
     ended: EndingSender,
     ending: EndingReceiver,
 }
@@ -38,6 +40,7 @@ impl RunningVm {
             threads: Vec::with_capacity(vm.vcpus.len()),
             console: vm.machine.console,
             power: vm.machine.power,
+            virtio: vm.machine.virtio,
             ended: vm.ended,
             ending: vm.ending,
         };
@@ -88,15 +91,26 @@ impl RunningVm {
         self.power.heeds_power_button()
     }
 
-    /// Takes every vCPU out of KVM_RUN, with pending exits completed, and returns once all stand still.
+    /// Takes every vCPU out of KVM_RUN, with pending exits completed, then stops the disks and other
+    /// virtio devices, and returns once all stand still.
     pub fn pause(&self) {
+        self.pause_vcpus();
+        self.virtio.iter().for_each(|device| device.pause());
+    }
+
+    /// Lets devices and vCPUs go on.
+    pub fn resume(&self) {
+        self.virtio.iter().for_each(|device| device.resume());
+        self.resume_vcpus();
+    }
+
+    fn pause_vcpus(&self) {
         self.control.command(Command::Pause);
         self.kick();
         self.control.wait_parked();
     }
 
-    /// Lets paused vCPUs go on.
-    pub fn resume(&self) {
+    fn resume_vcpus(&self) {
         self.control.command(Command::Run);
     }
 
@@ -107,9 +121,9 @@ impl RunningVm {
     ///
     /// [`InstallError`]; the old filter then stays.
     pub fn set_msr_filter(&self, filter: &MsrFilter) -> Result<(), InstallError> {
-        self.pause();
+        self.pause_vcpus();
         let installed = filter.install(&self.fd);
-        self.resume();
+        self.resume_vcpus();
         installed
     }
 

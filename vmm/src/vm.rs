@@ -7,21 +7,24 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use msr_bus::{DeviceContext, MsrDevice, MsrObserver, VcpuId};
 use vm_device::DevicePio;
-use vm_device::bus::{PioAddress, PioRange};
-use vm_device::device_manager::{IoManager, PioManager};
+use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
+use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::acpi::{self, AcpiConfig, AcpiError};
 use crate::boot::registers::RegistersError;
 use crate::boot::{self, BootError, BootSource};
 use crate::clock::HostClock;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, VmConfig};
 use crate::control::Control;
 use crate::cpu::msrs::{self, BootMsrsError};
 use crate::cpu::topology::apic_id;
 use crate::cpu_stub::{self as cpu, CpuError};
 use crate::devices::power::{I8042, PowerManagement, ResetRegister};
 use crate::devices::serial::Console;
+use crate::devices::virtio::block::{Block, DiskError};
+use crate::devices::virtio::entropy::Entropy;
+use crate::devices::virtio::{self, AttachError, MmioDevice, Slot, VirtioDevice};
 use crate::ending::{EndingReceiver, EndingSender, endings};
 use crate::layout;
 use crate::memory::{self, MemoryError};
@@ -57,6 +60,12 @@ pub enum VmError {
     /// The ACPI tables cannot be written.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
+    /// A disk cannot be opened.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A virtio device cannot be made part of the machine.
+    #[error(transparent)]
+    Virtio(#[from] AttachError),
     /// KVM cannot be opened.
     #[error("cannot open /dev/kvm: {0}; `msr-vmm check` says what is missing")]
     Open(kvm_ioctls::Error),
@@ -83,7 +92,8 @@ impl VmError {
     /// refuses (1).
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Config(_) | Self::Boot(_) => true,
+            Self::Config(_) | Self::Boot(_) | Self::Disk(_) => true,
+            Self::Virtio(error) => matches!(error, AttachError::TooMany(_)),
             Self::Memory(error) => !matches!(error, MemoryError::Register(_)),
             Self::Msr(error) => error.is_usage(),
             Self::Cpu(error) => error.is_usage(),
@@ -149,6 +159,7 @@ impl VmBuilder {
         let config = self.config;
         let topology = config.vm.topology()?;
         let kernel = config.vm.kernel.as_deref().ok_or(ConfigError::NoKernel)?;
+        let devices = virtio_devices(&config.vm)?;
         let clock = Arc::new(HostClock::new(topology.vcpus()));
         let kvm = Kvm::new().map_err(VmError::Open)?;
         let vm = Arc::new(kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?);
@@ -167,7 +178,8 @@ impl VmBuilder {
         plan.install(&vm)?;
 
         let (ended, ending) = endings().map_err(VmError::host("cannot make an eventfd"))?;
-        let machine = Machine::new(&vm, &ended, self.output)?;
+        let virtio = virtio::attach(&vm, &memory, devices)?;
+        let machine = Machine::new(&vm, &ended, self.output, virtio)?;
 
         let fds = (0..topology.vcpus())
             .map(|id| {
@@ -182,7 +194,11 @@ impl VmBuilder {
             &memory,
             &AcpiConfig {
                 topology,
-                virtio: &[],
+                virtio: &machine
+                    .virtio
+                    .iter()
+                    .map(|d| d.slot().into())
+                    .collect::<Vec<_>>(),
                 i8042: false,
             },
         )?;
@@ -229,6 +245,7 @@ pub(crate) struct Machine {
     pub(crate) io: Arc<IoManager>,
     pub(crate) console: Arc<Console>,
     pub(crate) power: Arc<PowerManagement>,
+    pub(crate) virtio: Vec<Arc<MmioDevice>>,
 }
 
 impl Machine {
@@ -236,6 +253,7 @@ impl Machine {
         vm: &Arc<VmFd>,
         ended: &EndingSender,
         output: Box<dyn Write + Send>,
+        virtio: Vec<Arc<MmioDevice>>,
     ) -> Result<Self, VmError> {
         let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
             .map_err(VmError::host("cannot make an eventfd"))?;
@@ -259,12 +277,32 @@ impl Machine {
             1,
             Arc::new(ResetRegister(ended.clone())),
         );
+        for device in &virtio {
+            let Slot { base, size, .. } = device.slot();
+            let range = MmioRange::new(MmioAddress(base), size)
+                .expect("the layout's slots end below 4 GiB");
+            io.register_mmio(range, device.clone())
+                .expect("the layout's slots do not overlap");
+        }
         Ok(Self {
             io: Arc::new(io),
             console,
             power,
+            virtio,
         })
     }
+}
+
+/// The virtio devices of the configuration, in the order in which they get slots.
+fn virtio_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, DiskError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for disk in &config.disks {
+        devices.push(Box::new(Block::open(disk)?));
+    }
+    if config.entropy {
+        devices.push(Box::new(Entropy));
+    }
+    Ok(devices)
 }
 
 /// The PICs, the I/O APIC, the local APICs and the PIT, all in the kernel.

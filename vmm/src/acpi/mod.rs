@@ -17,6 +17,7 @@ use acpi_tables::xsdt::XSDT;
 use msr_bus::Topology;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use crate::devices::virtio::Slot;
 use crate::layout;
 
 const OEM_ID: [u8; 6] = *b"MSRVMM";
@@ -46,6 +47,17 @@ pub struct VirtioMmio {
     pub size: u32,
     /// Its interrupt, raised as an edge (by an irqfd, say) and shared with no other device.
     pub gsi: u32,
+}
+
+impl From<Slot> for VirtioMmio {
+    fn from(slot: Slot) -> Self {
+        Self {
+            // All slots are in the hole below 4 GiB, so nothing is cut off.
+            base: slot.base as u32,
+            size: slot.size as u32,
+            gsi: slot.gsi,
+        }
+    }
 }
 
 /// Why there are no tables.

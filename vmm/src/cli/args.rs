@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
 use crate::config::{Config, ConfigError, MemorySize};
+use crate::devices::virtio::block::DiskConfig;
 
 /// Boots Linux under KVM with MSR accesses answered in userspace.
 ///
@@ -73,6 +74,13 @@ pub struct RunArgs {
     /// The initrd [vm.initrd].
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub initrd: Option<PathBuf>,
+    /// A disk, a raw image or a block device: PATH[,ro][,serial=TEXT]. Can be given several times;
+    /// the guest has them as /dev/vda, /dev/vdb and so on [vm.disk].
+    #[arg(long = "disk", value_name = "DISK", value_hint = ValueHint::FilePath)]
+    pub disks: Vec<DiskConfig>,
+    /// Give the guest a source of random numbers [vm.entropy].
+    #[arg(long)]
+    pub entropy: bool,
     /// The kernel's command line [vm.cmdline].
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
@@ -107,6 +115,10 @@ impl RunArgs {
         if let Some(cmdline) = &self.cmdline {
             vm.cmdline.clone_from(cmdline);
         }
+        if !self.disks.is_empty() {
+            vm.disks.clone_from(&self.disks);
+        }
+        vm.entropy |= self.entropy;
         if let Some(cpus) = self.cpus {
             vm.cpus = cpus;
         }

@@ -1,4 +1,3 @@
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -18,6 +17,7 @@ use vm_device::bus::{MmioAddress, MmioAddressOffset};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::attach::AttachError;
 use super::device::VirtioDevice;
 use super::notifier::Notifier;
 use super::slot::Slot;
@@ -29,53 +29,6 @@ const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
 /// Linux's drivers match any vendor; this one is "MVMM", little-endian.
 const VENDOR: u32 = 0x4d4d_564d;
-
-/// Why a device cannot be put into a slot.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// The process or the host has no room for one more event.
-    #[error("{device}: no event can be made for its notifications: {source}")]
-    Event {
-        /// The device's name.
-        device: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A queue's greatest size is not a power of two up to 32768.
-    #[error(
-        "{device}: its queues cannot have the sizes {sizes:?}: powers of two up to 32768 can be"
-    )]
-    QueueSizes {
-        /// The device's name.
-        device: String,
-        /// The greatest size of each queue.
-        sizes: Vec<u16>,
-    },
-    /// KVM refused the interrupt.
-    #[error("{device}: KVM does not take its interrupt, GSI {gsi}: {source}")]
-    Irqfd {
-        /// The device's name.
-        device: String,
-        /// The global system interrupt.
-        gsi: u32,
-        /// What KVM said.
-        source: kvm_ioctls::Error,
-    },
-    /// KVM refused a queue's notification.
-    #[error(
-        "{device}: KVM does not take the notification of queue {queue} at {address:#x}: {source}"
-    )]
-    Ioeventfd {
-        /// The device's name.
-        device: String,
-        /// The queue's number.
-        queue: usize,
-        /// The address of the register.
-        address: u64,
-        /// What KVM said.
-        source: kvm_ioctls::Error,
-    },
-}
 
 /// A virtio device with its MMIO transport, version 2 (section 4.2.2).
 ///

@@ -29,6 +29,7 @@
 //! request that makes no sense fails, a queue that makes no sense sets `DEVICE_NEEDS_RESET`, and
 //! what the guest can make the device allocate is fixed when the device is made.
 
+mod attach;
 pub mod block;
 mod buffers;
 mod device;
@@ -39,8 +40,9 @@ mod slot;
 mod transport;
 mod worker;
 
+pub use attach::{AttachError, attach};
 pub use device::{Complaints, QueueHandler, Served, VirtioDevice};
-pub use mmio::{AttachError, MmioDevice};
+pub use mmio::MmioDevice;
 pub use slot::Slot;
 
 #[cfg(test)]
