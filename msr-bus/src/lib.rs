@@ -63,4 +63,9 @@ pub use msr_filter::{Access, MsrRange};
 pub use observer::{MsrEvent, MsrObserver, Responder};
 pub use registry::{ConfigError, DeviceConfig, DeviceContext, DeviceModel, Model};
 pub use state::{BusState, DeviceState, RestoreError};
+/// The README's example, compiled and run with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use topology::{CpuClock, CpuLocation, PerScope, Scope, Topology};

@@ -49,8 +49,8 @@ const IA32_BIOS_SIGN_ID: u32 = 0x8b;
 const PATCH_LOADER: u32 = 0xc001_0020;
 
 /// The keys of a `[[msr.device]]` with `type = "microcode"`.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Whose registers and update format: "intel" or "amd". The vendor of the guest's CPU unless given.
     pub vendor: Option<CpuVendor>,
@@ -64,15 +64,22 @@ pub struct Config {
     /// one to the other). Formed from the signature as for families 17h and later unless given.
     pub equivalent_id: Option<U64>,
     /// The revision after reset, 32 bits; 0 is a processor without any update.
-    #[serde(default)]
     pub revision: U64,
     /// Which CPUs share a revision: "thread", "core" or "package".
-    #[serde(default = "default_scope")]
     pub scope: Scope,
 }
 
-fn default_scope() -> Scope {
-    Scope::Core
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            vendor: None,
+            signature: None,
+            platform_id: None,
+            equivalent_id: None,
+            revision: U64(0),
+            scope: Scope::Core,
+        }
+    }
 }
 
 /// What an update must be made for.

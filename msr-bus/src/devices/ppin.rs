@@ -13,8 +13,8 @@
 //! Bit 0 of the control register, `LockOut`, makes it read-only until reset; bit 1, `Enable_PPIN`, makes the
 //! number readable. Intel refuses to lock while the number is enabled, so that a locked number is an unreadable one.
 //!
-//! Linux looks at these registers where CPUID says so: Fn8000_0008 EBX[23] on AMD, leaf 7.1 EBX[0] or the
-//! model's number on Intel.
+//! Linux looks at these registers where CPUID says so: bit 23 of `Fn8000_0008_EBX` on AMD, bit 0 of leaf
+//! 7.1's EBX or the model's number on Intel.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -158,7 +158,6 @@ impl Machine {
         Self::new(
             Config {
                 revision,
-                scope: Scope::Core,
                 ..Config::default()
             },
             ICE_LAKE,
@@ -170,7 +169,6 @@ impl Machine {
         Self::new(
             Config {
                 revision,
-                scope: Scope::Core,
                 ..Config::default()
             },
             ZEN_3,
