@@ -7,7 +7,7 @@ use std::str::FromStr;
 use msr_bus::Topology;
 use serde::{Deserialize, Serialize};
 
-use crate::cpu_stub::CpuModel;
+use crate::cpu::CpuModel;
 use crate::devices::virtio::block::DiskConfig;
 use crate::msr::MsrConfig;
 

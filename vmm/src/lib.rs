@@ -8,7 +8,6 @@ mod clock;
 pub mod config;
 mod control;
 pub mod cpu;
-pub mod cpu_stub;
 pub mod devices;
 mod ending;
 mod fault;

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VmFd};
-use msr_bus::{DeviceContext, MsrDevice, MsrObserver, VcpuId};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use msr_bus::{DeviceContext, MsrDevice, MsrObserver, Topology, VcpuId};
 use vm_device::DevicePio;
 use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
@@ -19,7 +19,7 @@ use crate::config::{Config, ConfigError, VmConfig};
 use crate::control::Control;
 use crate::cpu::msrs::{self, BootMsrsError};
 use crate::cpu::topology::apic_id;
-use crate::cpu_stub::{self as cpu, CpuError};
+use crate::cpu::{CpuModelError, Cpuid, CpuidError, HostCpu, HostCpuError};
 use crate::devices::power::{I8042, PowerManagement, ResetRegister};
 use crate::devices::serial::Console;
 use crate::devices::virtio::block::{Block, DiskError};
@@ -48,9 +48,15 @@ pub enum VmError {
     /// The kernel, the initrd or the command line cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// The vCPUs cannot be what the configuration says.
+    /// The CPU that the configuration asks for cannot be.
+    #[error("[cpu]: {0}")]
+    CpuModel(#[from] CpuModelError),
+    /// CPUID cannot be what the configuration asks for.
+    #[error("[cpu]: {0}")]
+    Cpuid(#[from] CpuidError),
+    /// KVM does not say what CPU it offers.
     #[error(transparent)]
-    Cpu(#[from] CpuError),
+    HostCpu(#[from] HostCpuError),
     /// A vCPU's registers cannot be set.
     #[error(transparent)]
     Registers(#[from] RegistersError),
@@ -92,11 +98,14 @@ impl VmError {
     /// refuses (1).
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Config(_) | Self::Boot(_) | Self::Disk(_) => true,
+            Self::Config(_)
+            | Self::Boot(_)
+            | Self::CpuModel(_)
+            | Self::Cpuid(_)
+            | Self::Disk(_) => true,
             Self::Virtio(error) => matches!(error, AttachError::TooMany(_)),
             Self::Memory(error) => !matches!(error, MemoryError::Register(_)),
             Self::Msr(error) => error.is_usage(),
-            Self::Cpu(error) => error.is_usage(),
             _ => false,
         }
     }
@@ -164,10 +173,9 @@ impl VmBuilder {
         let kvm = Kvm::new().map_err(VmError::Open)?;
         let vm = Arc::new(kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?);
 
-        let identity = cpu::identity(&kvm, &config.cpu)?;
         let context = DeviceContext {
             topology,
-            cpu: identity,
+            cpu: config.cpu.cpu_identity()?,
             clock: clock.clone(),
         };
         let plan = MsrPlan::new(&config.msr, &self.devices, self.observer, &context)?;
@@ -181,14 +189,13 @@ impl VmBuilder {
         let virtio = virtio::attach(&vm, &memory, devices)?;
         let machine = Machine::new(&vm, &ended, self.output, virtio)?;
 
-        let fds = (0..topology.vcpus())
-            .map(|id| {
-                let apic_id = apic_id(&topology, VcpuId(id));
-                vm.create_vcpu(apic_id.into())
-                    .map_err(VmError::kvm("KVM_CREATE_VCPU"))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        cpu::configure(&kvm, &vm, &fds, &topology, &config.cpu)?;
+        let fds = create_vcpus(&vm, topology)?;
+        let cpuid = Cpuid::new(&HostCpu::query(&kvm, &fds[0])?, &config.cpu, topology)?;
+        for (id, fd) in (0..).map(VcpuId).zip(&fds) {
+            fd.set_cpuid2(&cpuid.for_vcpu(id))
+                .map_err(VmError::kvm("KVM_SET_CPUID2"))?;
+            msrs::set(fd)?;
+        }
 
         let rsdp = acpi::write(
             &memory,
@@ -202,16 +209,17 @@ impl VmBuilder {
                 i8042: false,
             },
         )?;
+        let mut cmdline = config.vm.cmdline.clone();
+        if let Some(parameters) = cpuid.kernel_parameters() {
+            cmdline = format!("{cmdline} {parameters}");
+        }
         let source = BootSource {
             kernel,
             initrd: config.vm.initrd.as_deref(),
-            cmdline: &cpu::cmdline(&config.cpu, &config.vm.cmdline, &fds[0]),
+            cmdline: &cmdline,
         };
         let entry = boot::load(&memory, &source, Some(rsdp))?;
         boot::registers::set(&fds[0], &entry)?;
-        for fd in &fds {
-            msrs::set(fd)?;
-        }
 
         let control = Arc::new(Control::new(fds.len()));
         let vcpus = (0..)
@@ -303,6 +311,16 @@ fn virtio_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, DiskE
         devices.push(Box::new(Entropy));
     }
     Ok(devices)
+}
+
+/// One vCPU for each thread of the topology; KVM wants the APIC ID as its number.
+fn create_vcpus(vm: &VmFd, topology: Topology) -> Result<Vec<VcpuFd>, VmError> {
+    (0..topology.vcpus())
+        .map(|id| {
+            vm.create_vcpu(apic_id(&topology, VcpuId(id)).into())
+                .map_err(VmError::kvm("KVM_CREATE_VCPU"))
+        })
+        .collect()
 }
 
 /// The PICs, the I/O APIC, the local APICs and the PIT, all in the kernel.

@@ -28,7 +28,7 @@ impl Signature {
     }
 
     /// From leaf 1's EAX.
-    fn decode(eax: u32) -> Self {
+    pub(super) fn decode(eax: u32) -> Self {
         let family = eax >> 8 & 0xf;
         let model = eax >> 4 & 0xf;
         Self {
@@ -48,7 +48,7 @@ impl Signature {
 
     /// As in leaf 1's EAX. The family is at most [`FAMILY_MAX`], the model at most [`model_max`] of it, the stepping at
     /// most [`STEPPING_MAX`].
-    fn encode(self) -> u32 {
+    pub(super) fn encode(self) -> u32 {
         let family = self.family.min(0xf);
         let extended_family = self.family - family;
         extended_family << 20

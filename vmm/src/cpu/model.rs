@@ -1,5 +1,8 @@
 //! The CPU that a configuration asks for.
 
+use std::arch::x86_64::__cpuid;
+
+use msr_bus::{CpuIdentity, CpuVendor};
 use serde::{Deserialize, Serialize};
 
 use super::features::Feature;
@@ -104,6 +107,26 @@ pub(super) struct Identity {
 }
 
 impl CpuModel {
+    /// Who the guest's CPU says it is, for the MSR devices. KVM offers the host CPU's own identity, so this
+    /// needs no KVM.
+    ///
+    /// # Errors
+    ///
+    /// [`CpuModelError`], for what cannot be shown on this host.
+    pub fn cpu_identity(&self) -> Result<CpuIdentity, CpuModelError> {
+        let leaf = __cpuid(0);
+        let host = Vendor::from_registers(leaf.ebx, leaf.edx, leaf.ecx);
+        let identity = self.identity(host, Signature::decode(__cpuid(1).eax))?;
+        Ok(CpuIdentity {
+            vendor: if identity.vendor.is_amd() {
+                CpuVendor::Amd
+            } else {
+                CpuVendor::Intel
+            },
+            signature: identity.signature.encode(),
+        })
+    }
+
     /// The identity that results from the model on a host CPU with this vendor and signature.
     pub(super) fn identity(
         &self,

@@ -69,11 +69,13 @@ impl Vendor {
 
     pub(super) fn of(leaves: &Leaves) -> Self {
         let registers = leaves.get(0, 0);
+        Self::from_registers(registers.ebx, registers.edx, registers.ecx)
+    }
+
+    /// The vendor by leaf 0, the registers in the order of the text.
+    pub(super) fn from_registers(ebx: u32, edx: u32, ecx: u32) -> Self {
         let mut text = [0; 12];
-        for (part, register) in
-            text.chunks_exact_mut(4)
-                .zip([registers.ebx, registers.edx, registers.ecx])
-        {
+        for (part, register) in text.chunks_exact_mut(4).zip([ebx, edx, ecx]) {
             part.copy_from_slice(&register.to_le_bytes());
         }
         Self(text)
