@@ -4,6 +4,7 @@
 
 use crate::DeviceModel;
 
+pub mod aperfmperf;
 mod host;
 mod lockable;
 pub mod microcode;
@@ -18,6 +19,7 @@ pub mod table;
 
 /// The registered models.
 pub(crate) static MODELS: &[DeviceModel] = &[
+    DeviceModel::of::<aperfmperf::AperfMperf>(),
     DeviceModel::of::<microcode::Microcode>(),
     DeviceModel::of::<platform::Platform>(),
     DeviceModel::of::<ppin::Ppin>(),
