@@ -8,7 +8,7 @@
 //! A vCPU is at work while its thread has a CPU of the host, so both follow the thread's CPU time. They
 //! never run backwards, whatever the host's clocks do and across save and restore.
 //!
-//! Linux that is shown APERFMPERF by CPUID (leaf 6, ECX[0]) reads both in every scheduler tick.
+//! Linux that is shown APERFMPERF by CPUID (leaf 6, bit 0 of ECX) reads both in every scheduler tick.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

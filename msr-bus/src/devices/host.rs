@@ -1,7 +1,9 @@
 //! What devices that show host values need to know of the host.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::str::FromStr;
 
 /// The host's online CPUs, in ascending order.
 ///
@@ -16,6 +18,20 @@ pub(super) fn online_cpus() -> io::Result<Vec<u32>> {
             "/sys/devices/system/cpu/online holds no list of CPUs",
         )
     })
+}
+
+/// The number that a file of sysfs shows now. The file stays open, so that a read is one system call.
+///
+/// # Errors
+///
+/// What the read gives, and `InvalidData` where the file holds no number.
+pub(super) fn read_number<T: FromStr>(file: &File) -> io::Result<T> {
+    let mut text = [0; 24];
+    let length = file.read_at(&mut text, 0)?;
+    let number = str::from_utf8(&text[..length]).ok();
+    number
+        .and_then(|number| number.trim_end().parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it holds no number"))
 }
 
 /// The kernel's format for sets of CPUs, "0-3,8" (Documentation/admin-guide/cputopology.rst).

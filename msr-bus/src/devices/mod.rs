@@ -16,6 +16,7 @@ mod rig;
 pub mod scratch;
 mod steady_clock;
 pub mod table;
+pub mod thermal;
 
 /// The registered models.
 pub(crate) static MODELS: &[DeviceModel] = &[
@@ -26,4 +27,5 @@ pub(crate) static MODELS: &[DeviceModel] = &[
     DeviceModel::of::<rapl::Rapl>(),
     DeviceModel::of::<scratch::Scratch>(),
     DeviceModel::of::<table::Table>(),
+    DeviceModel::of::<thermal::Thermal>(),
 ];

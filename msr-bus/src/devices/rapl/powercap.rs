@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -26,12 +25,7 @@ pub(super) trait Counter: Send + Sync {
 /// An open `energy_uj` file.
 impl Counter for File {
     fn microjoules(&self) -> io::Result<u64> {
-        let mut text = [0; 24];
-        let length = self.read_at(&mut text, 0)?;
-        let number = str::from_utf8(&text[..length]).ok();
-        number
-            .and_then(|number| number.trim_end().parse().ok())
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it holds no number"))
+        host::read_number(self)
     }
 }
 
