@@ -5,9 +5,11 @@
 use crate::DeviceModel;
 
 pub mod aperfmperf;
+pub mod forward;
 mod host;
 mod lockable;
 pub mod microcode;
+pub mod passthrough;
 pub mod platform;
 pub mod ppin;
 pub mod rapl;
@@ -21,7 +23,9 @@ pub mod thermal;
 /// The registered models.
 pub(crate) static MODELS: &[DeviceModel] = &[
     DeviceModel::of::<aperfmperf::AperfMperf>(),
+    DeviceModel::of::<forward::Forward>(),
     DeviceModel::of::<microcode::Microcode>(),
+    DeviceModel::of::<passthrough::Passthrough>(),
     DeviceModel::of::<platform::Platform>(),
     DeviceModel::of::<ppin::Ppin>(),
     DeviceModel::of::<rapl::Rapl>(),

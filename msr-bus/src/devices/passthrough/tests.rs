@@ -1,0 +1,131 @@
+//! The device on a host made of plain values.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+use crate::Topology;
+use crate::devices::rig::{Rig, config};
+use crate::testing::ICE_LAKE;
+
+/// MSRs by CPU and index, and the CPU that runs.
+#[derive(Default)]
+struct FakeHost {
+    msrs: Mutex<BTreeMap<(u32, u32), u64>>,
+    running: AtomicU32,
+}
+
+/// What the msr module gives where RDMSR or WRMSR is #GP.
+fn eio() -> io::Error {
+    io::Error::from_raw_os_error(libc::EIO)
+}
+
+impl HostMsrs for FakeHost {
+    fn read(&self, cpu: u32, index: u32) -> io::Result<u64> {
+        let msrs = self.msrs.lock().unwrap();
+        msrs.get(&(cpu, index)).copied().ok_or_else(eio)
+    }
+
+    fn write(&self, cpu: u32, index: u32, value: u64) -> io::Result<()> {
+        let mut msrs = self.msrs.lock().unwrap();
+        *msrs.get_mut(&(cpu, index)).ok_or_else(eio)? = value;
+        Ok(())
+    }
+
+    fn running_cpu(&self) -> u32 {
+        self.running.load(Ordering::Relaxed)
+    }
+}
+
+/// A host with MSRs 0x10 to 0x12 on CPUs 0 and 1: the index, plus 0x100 on CPU 1.
+fn on_host(keys: &str) -> (Rig, Arc<FakeHost>, Result<Passthrough, String>) {
+    let host = Arc::new(FakeHost::default());
+    for index in 0x10..=0x12 {
+        let mut msrs = host.msrs.lock().unwrap();
+        msrs.insert((0, index), u64::from(index));
+        msrs.insert((1, index), u64::from(index) + 0x100);
+    }
+    let device = Passthrough::with_host("p".into(), config(keys), host.clone());
+    (Rig::new(ICE_LAKE, Topology::flat(1)), host, device)
+}
+
+#[test]
+fn a_value_comes_from_the_fixed_cpu_or_the_one_that_runs() {
+    let keys = "register = [{ msr = '0x11-0x12' }, { msr = 0x10, cpu = 1 }]";
+    let (rig, host, device) = on_host(keys);
+    let device = device.unwrap();
+    let read = || [0x10, 0x11, 0x12].map(|index| rig.read(&device, 0, index));
+    assert_eq!(read(), [Ok(0x110), Ok(0x11), Ok(0x12)]);
+    host.running.store(1, Ordering::Relaxed);
+    assert_eq!(read(), [Ok(0x110), Ok(0x111), Ok(0x112)]);
+    // A CPU without them.
+    host.running.store(2, Ordering::Relaxed);
+    assert_eq!(
+        read(),
+        [Ok(0x110), Err(GeneralProtection), Err(GeneralProtection)]
+    );
+}
+
+#[test]
+fn only_the_registers_made_writable_reach_the_host() {
+    let keys = "register = [{ msr = 0x10, cpu = 1, write = true }, { msr = '0x11-0x12' }]";
+    let (rig, host, device) = on_host(keys);
+    let device = device.unwrap();
+    rig.write(&device, 0, 0x10, 7).unwrap();
+    for index in [0x11, 0x12] {
+        let written = rig.write(&device, 0, index, 7);
+        assert_eq!(written, Err(GeneralProtection));
+    }
+    let msrs = host.msrs.lock().unwrap().clone();
+    let sevens: Vec<_> = msrs.iter().filter(|(_, value)| **value == 7).collect();
+    assert_eq!(sevens, [(&(1, 0x10), &7)]);
+}
+
+#[test]
+fn what_the_host_refuses_is_a_fault() {
+    let (rig, host, device) = on_host("register = [{ msr = 0x10, write = true }]");
+    let device = device.unwrap();
+    host.msrs.lock().unwrap().clear();
+    assert_eq!(rig.read(&device, 0, 0x10), Err(GeneralProtection));
+    assert_eq!(rig.write(&device, 0, 0x10, 7), Err(GeneralProtection));
+}
+
+#[test]
+fn what_cannot_be_is_a_clear_error() {
+    for (keys, message) in [
+        (
+            "register = []",
+            "register: 0 registers; a device passes 1 to 4096 through",
+        ),
+        (
+            "register = [{ msr = '0-0xffffffff' }]",
+            "register: 4294967296 registers; a device passes 1 to 4096 through",
+        ),
+        (
+            "register = [{ msr = '0x10-0x12' }, { msr = 0x11, cpu = 0 }]",
+            "register: MSR 0x11 is described twice",
+        ),
+        (
+            "register = [{ msr = '0x10-0x11', write = true }]",
+            "register 0x10-0x11: `write` is for a single MSR; give each its own table",
+        ),
+        (
+            "register = [{ msr = '0x12-0x13', cpu = 1 }]",
+            "register 0x12-0x13: CPU 1 of the host does not show MSR 0x13: Input/output error (os error 5)",
+        ),
+    ] {
+        let (_, _, device) = on_host(keys);
+        assert_eq!(device.err().as_deref(), Some(message), "{keys}");
+    }
+}
+
+#[test]
+fn a_host_without_the_files_is_named() {
+    let error = DevCpu::open(&[9999], false).unwrap_err();
+    assert_eq!(
+        error,
+        "cannot open /dev/cpu/9999/msr: No such file or directory (os error 2); the host needs the msr module (modprobe msr) and that CPU online"
+    );
+}
