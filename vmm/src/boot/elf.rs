@@ -9,7 +9,6 @@ use std::io::{self, BufRead, Read, Seek, SeekFrom};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::memory::{low_end, mib};
-use super::unpack::Unpacker;
 use crate::layout;
 
 /// What every ELF file begins with.
@@ -164,33 +163,20 @@ pub(super) fn load_file(memory: &GuestMemoryMmap, file: &mut File) -> Result<Loa
     Ok(loaded)
 }
 
-/// Loads what `source` unpacks to in one pass, reading no further than the last segment.
+/// Loads a stream in one pass, no further than to the end of the last segment, and gives how many bytes that were.
 pub(super) fn load_stream(
     memory: &GuestMemoryMmap,
-    source: Unpacker<'_>,
-) -> Result<Loaded, super::KernelError> {
-    let Unpacker {
-        compression,
-        mut stream,
-    } = source;
-    load_stream_from(memory, &mut stream).map_err(|error| match error {
-        ElfError::Read { error, .. } => super::UnpackError::Damaged { compression, error }.into(),
-        error => error.into(),
-    })
-}
-
-fn load_stream_from(
-    memory: &GuestMemoryMmap,
     stream: &mut dyn BufRead,
-) -> Result<Loaded, ElfError> {
+) -> Result<(Loaded, u64), ElfError> {
     let mut elf = Elf::read(&mut *stream)?;
     let loaded = elf.check(memory)?;
     elf.segments.sort_by_key(|segment| segment.offset);
 
     // A segment may begin with the headers that were read already.
     let start = std::mem::take(&mut elf.start);
-    let mut stream = start.as_slice().chain(stream);
     let mut position = 0;
+    let mut read = start.len() as u64;
+    let mut stream = start.as_slice().chain(stream);
     for segment in &elf.segments {
         if segment.offset < position {
             return Err(ElfError::SharedBytes {
@@ -207,8 +193,9 @@ fn load_stream_from(
             })
             .map_err(|error| read_error("a segment", end, error))?;
         position = end;
+        read = read.max(end);
     }
-    Ok(loaded)
+    Ok((loaded, read))
 }
 
 /// Hands the next `size` bytes of `stream` to `take`, with how many came before them, without a buffer of its own.

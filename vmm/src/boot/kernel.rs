@@ -2,14 +2,16 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::bzimage::{BzImage, BzImageError};
-use super::elf::{self, ElfError};
-use super::unpack::{self, UnpackError};
+use super::elf::{self, ElfError, Loaded};
+use super::unpack::{self, UnpackError, Unpacker};
 
 /// What is wrong with a kernel image.
 #[derive(Debug, thiserror::Error)]
@@ -86,13 +88,31 @@ pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, Kern
     }
 
     let image = BzImage::parse(&start, size)?;
-    file.seek(SeekFrom::Start(image.payload.start))
-        .map_err(KernelError::Read)?;
-    let payload = BufReader::new(file).take(image.payload.end - image.payload.start);
-    let elf = elf::load_stream(memory, unpack::reader(payload)?)?;
+    let elf = load_payload(memory, file, image.payload)?;
     Ok(Kernel {
         entry: elf.entry,
         end: elf.end,
         header: Some(image.header),
     })
+}
+
+/// Loads the ELF file that a bzImage's payload unpacks to, while it is being unpacked.
+fn load_payload(
+    memory: &GuestMemoryMmap,
+    mut file: File,
+    payload: Range<u64>,
+) -> Result<Loaded, KernelError> {
+    let mut trailer = [0; unpack::TRAILER];
+    file.read_exact_at(&mut trailer, payload.end - unpack::TRAILER as u64)
+        .and_then(|()| file.seek(SeekFrom::Start(payload.start)))
+        .map_err(KernelError::Read)?;
+    let compressed = BufReader::new(file).take(payload.end - payload.start);
+    let mut unpacker = Unpacker::new(compressed, trailer)?;
+    let (loaded, read) =
+        elf::load_stream(memory, unpacker.stream()).map_err(|error| match error {
+            ElfError::Read { error, .. } => KernelError::Unpack(unpacker.damaged(error)),
+            error => KernelError::Elf(error),
+        })?;
+    unpacker.finish(read)?;
+    Ok(loaded)
 }

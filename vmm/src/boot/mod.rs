@@ -124,3 +124,6 @@ fn write(memory: &GuestMemoryMmap, data: &[u8], address: u64) -> Result<(), Boot
         .write_slice(data, GuestAddress(address))
         .map_err(|error| BootError::Memory { address, error })
 }
+
+#[cfg(test)]
+mod tests;

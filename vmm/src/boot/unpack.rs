@@ -17,8 +17,8 @@ const MAX_RESERVED: u64 = 64 << 20;
 const XZ_MEMORY_KIB: u32 = 192 << 10;
 /// The largest window a zstd payload may ask for, in bytes: that of the build's `zstd -22 --ultra`.
 const ZSTD_WINDOW: u64 = 128 << 20;
-/// The bytes of the appended size.
-const SIZE_TRAILER: u64 = 4;
+/// How many bytes the appended size takes.
+pub(super) const TRAILER: usize = 4;
 
 /// How a payload is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,10 @@ pub enum UnpackError {
     /// It is not compressed in any way known.
     #[error("its payload begins with {}, which is no known compression", hex(.0))]
     Unknown(Vec<u8>),
-    /// The compressed data is damaged, or could not be read.
+    /// It cannot be read.
+    #[error("its payload cannot be read: {0}")]
+    Read(io::Error),
+    /// The compressed data is damaged.
     #[error("its {compression} payload is damaged: {error}")]
     Damaged {
         /// How the payload is compressed.
@@ -108,25 +111,72 @@ impl Compression {
     }
 }
 
-/// A payload being unpacked.
+/// A payload being unpacked. Memory is taken for the decoder's window only.
 pub(super) struct Unpacker<'a> {
-    pub(super) compression: Compression,
-    pub(super) stream: Box<dyn BufRead + 'a>,
+    compression: Compression,
+    stream: Box<dyn BufRead + 'a>,
+    /// What it claims to unpack to, in bytes.
+    claimed: u64,
 }
 
-/// Reads what `payload`, with its size trailer, unpacks to. Memory is taken for the decoder's window only.
-pub(super) fn reader<'a, R: BufRead + 'a>(
-    mut payload: io::Take<R>,
-) -> Result<Unpacker<'a>, UnpackError> {
-    let start = payload.fill_buf().map_err(|error| UnpackError::Damaged {
-        compression: Compression::None,
-        error,
-    })?;
-    let compression = Compression::detect(start)?;
-    if compression != Compression::Gzip {
-        payload.set_limit(payload.limit().saturating_sub(SIZE_TRAILER));
+impl<'a> Unpacker<'a> {
+    /// Begins to unpack `payload`, whose last bytes are `trailer`.
+    pub(super) fn new<R: BufRead + 'a>(
+        mut payload: io::Take<R>,
+        trailer: [u8; TRAILER],
+    ) -> Result<Self, UnpackError> {
+        let claimed = u64::from(u32::from_le_bytes(trailer));
+        let start = payload.fill_buf().map_err(UnpackError::Read)?;
+        let compression = Compression::detect(start)?;
+        if claimed > MAX_UNPACKED {
+            return Err(UnpackError::TooLarge(claimed));
+        }
+        if compression != Compression::Gzip {
+            payload.set_limit(payload.limit().saturating_sub(TRAILER as u64));
+        }
+        Ok(Self {
+            compression,
+            stream: decoder(compression, payload)?,
+            claimed,
+        })
     }
-    let stream: Box<dyn BufRead + 'a> = match compression {
+
+    /// What it unpacks to.
+    pub(super) fn stream(&mut self) -> &mut (dyn BufRead + 'a) {
+        &mut *self.stream
+    }
+
+    /// The error that stands for what the stream says.
+    pub(super) fn damaged(&self, error: io::Error) -> UnpackError {
+        UnpackError::Damaged {
+            compression: self.compression,
+            error,
+        }
+    }
+
+    /// Reads on to the end, where the checksums are, after `read` bytes have been read.
+    pub(super) fn finish(mut self, read: u64) -> Result<(), UnpackError> {
+        let rest = (self.claimed + 1).saturating_sub(read);
+        let skipped = io::copy(&mut (&mut self.stream).take(rest), &mut io::sink())
+            .map_err(|error| self.damaged(error))?;
+        self.check_size(read + skipped)
+    }
+
+    fn check_size(&self, actual: u64) -> Result<(), UnpackError> {
+        let claimed = self.claimed;
+        if actual == claimed {
+            Ok(())
+        } else {
+            Err(UnpackError::Size { claimed, actual })
+        }
+    }
+}
+
+fn decoder<'a>(
+    compression: Compression,
+    payload: impl BufRead + 'a,
+) -> Result<Box<dyn BufRead + 'a>, UnpackError> {
+    Ok(match compression {
         Compression::None => Box::new(payload),
         Compression::Gzip => Box::new(BufReader::new(flate2::bufread::GzDecoder::new(payload))),
         Compression::Xz => Box::new(BufReader::new(lzma_rust2::XzReader::new_mem_limit(
@@ -137,17 +187,14 @@ pub(super) fn reader<'a, R: BufRead + 'a>(
         Compression::Zstd => {
             let decoder =
                 ruzstd::decoding::StreamingDecoder::new_with_max_window_size(payload, ZSTD_WINDOW);
-            let decoder = decoder.map_err(|error| UnpackError::Damaged {
-                compression,
-                error: io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
-            })?;
-            Box::new(BufReader::new(decoder))
+            Box::new(BufReader::new(decoder.map_err(|error| {
+                UnpackError::Damaged {
+                    compression,
+                    error: io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
+                }
+            })?))
         }
         Compression::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(payload)),
-    };
-    Ok(Unpacker {
-        compression,
-        stream,
     })
 }
 
@@ -174,27 +221,16 @@ pub fn unpack(image: &[u8]) -> Result<Vec<u8>, KernelError> {
     let range = BzImage::parse(&image[..image.len().min(BzImage::START)], image_size)?.payload;
     // `parse` found the range to lie within the image, whose size is a `usize`, and to hold the trailer.
     let payload = &image[range.start as usize..range.end as usize];
-    let claimed = payload
-        .last_chunk()
-        .map_or(0, |trailer| u64::from(u32::from_le_bytes(*trailer)));
-    if claimed > MAX_UNPACKED {
-        return Err(UnpackError::TooLarge(claimed).into());
-    }
-
+    let trailer = payload.last_chunk().copied().unwrap_or_default();
     let size = payload.len() as u64;
-    let unpacker = reader(Cursor::new(payload).take(size))?;
+    let mut unpacker = Unpacker::new(Cursor::new(payload).take(size), trailer)?;
+    let claimed = unpacker.claimed;
     let mut elf = Vec::with_capacity(claimed.min(MAX_RESERVED) as usize);
-    let mut bounded = unpacker.stream.take(claimed + 1);
-    bounded
+    (&mut unpacker.stream)
+        .take(claimed + 1)
         .read_to_end(&mut elf)
-        .map_err(|error| UnpackError::Damaged {
-            compression: unpacker.compression,
-            error,
-        })?;
-    let actual = elf.len() as u64;
-    if actual != claimed {
-        return Err(UnpackError::Size { claimed, actual }.into());
-    }
+        .map_err(|error| unpacker.damaged(error))?;
+    unpacker.check_size(elf.len() as u64)?;
     Ok(elf)
 }
 
