@@ -39,7 +39,7 @@ pub struct Config {
 
 /// Turbo frequencies in MHz.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "a frequency in MHz, or a list of them")]
+#[serde(untagged, expecting = "expected a frequency in MHz or a list of them")]
 pub enum Turbo {
     /// The same for any number of cores at work.
     Any(u32),
