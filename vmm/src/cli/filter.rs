@@ -1,12 +1,224 @@
-//! `msr-vmm filter`, `explain` and `devices`.
+//! `msr-vmm filter`: the filter that KVM gets.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use msr_bus::DeviceContext;
+use msr_filter::{FilterConfig, FilterSpec, MsrFilter, MsrRange, Warning, names};
+use serde_json::json;
+
 use crate::cli::Failure;
-use crate::cli::args::*;
-pub(crate) fn filter(_: &FilterArgs) -> Result<(), Failure> {
+use crate::cli::args::FilterArgs;
+use crate::clock::HostClock;
+use crate::config::{Config, ConfigError};
+use crate::msr::{MsrConfig, MsrPlan};
+use crate::vm::VmError;
+
+/// A file's filter: a profile's, or that of a VM's configuration with its devices.
+struct Compiled {
+    user: FilterConfig,
+    plan: MsrPlan,
+}
+
+/// Prints a file's filter, or what changes from it to another file's.
+pub(crate) fn filter(args: &FilterArgs) -> Result<(), Failure> {
+    let compiled = compile(&args.file)?;
+    let warnings = compiled.warnings();
+    let text = match &args.diff {
+        None if args.json => {
+            let mut json = serde_json::to_value(&compiled.plan.filter).map_err(Failure::fault)?;
+            json["warnings"] = json!(warnings);
+            format!("{json}\n")
+        }
+        None => table(&compiled.plan.filter, &warnings),
+        Some(other) => diff(
+            &compiled.plan.filter,
+            &compile(other)?.plan.filter,
+            args.json,
+        ),
+    };
+    print!("{text}");
     Ok(())
 }
-pub(crate) fn explain(_: &ExplainArgs) -> Result<(), Failure> {
-    Ok(())
+
+fn compile(path: &Path) -> Result<Compiled, Failure> {
+    let config = match profile(path).map_err(Failure::usage)? {
+        Some(filter) => Config {
+            msr: MsrConfig {
+                filter,
+                ..MsrConfig::default()
+            },
+            ..Config::default()
+        },
+        None => Config::from_file(path).map_err(Failure::usage)?,
+    };
+    let plan = plan(&config)?;
+    Ok(Compiled {
+        user: config.msr.filter,
+        plan,
+    })
 }
-pub(crate) fn devices(_: Option<&str>, _: bool) -> Result<(), Failure> {
-    Ok(())
+
+/// The plan of a configuration, without a VM.
+pub(crate) fn plan(config: &Config) -> Result<MsrPlan, Failure> {
+    let topology = config.vm.topology().map_err(Failure::usage)?;
+    let context = DeviceContext {
+        topology,
+        cpu: config
+            .cpu
+            .cpu_identity()
+            .map_err(|error| Failure::usage(VmError::from(error)))?,
+        clock: Arc::new(HostClock::new(topology.vcpus())),
+    };
+    MsrPlan::new(&config.msr, &[], None, &context).map_err(Failure::usage)
+}
+
+/// The filter of a profile, which is a [`FilterConfig`] at a file's top level; `None` for another file.
+fn profile(path: &Path) -> Result<Option<FilterConfig>, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let is_profile = text
+        .parse::<toml::Table>()
+        .is_ok_and(|table| table.contains_key("default") || table.contains_key("rule"));
+    if !is_profile {
+        return Ok(None);
+    }
+    toml::from_str(&text)
+        .map(Some)
+        .map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+}
+
+impl Compiled {
+    /// What in the user's rules is probably a mistake, by the places the rules have in the file.
+    fn warnings(&self) -> Vec<String> {
+        let spec = FilterSpec::from(&self.user);
+        let warnings = spec.warnings().into_iter();
+        warnings
+            .filter_map(|warning| self.warning(&spec, warning))
+            .collect()
+    }
+
+    fn warning(&self, spec: &FilterSpec, warning: Warning) -> Option<String> {
+        let rule = |number: usize| match self.user.origin(number) {
+            Some(place) => format!(
+                "[[rule]] number {} ({})",
+                place + 1,
+                spec.rules[number].range
+            ),
+            // Every rule of the specification comes from one of the configuration.
+            None => format!("rule {number}"),
+        };
+        match warning {
+            Warning::Shadowed { rule: number, by } => Some(format!(
+                "{} has no effect: rules before it decide all it speaks of, first {}",
+                rule(number),
+                rule(by)
+            )),
+            Warning::X2Apic {
+                rule: number,
+                ignored,
+            } => Some(format!(
+                "{} has no effect on {ignored}: KVM never filters the x2APIC MSRs",
+                rule(number)
+            )),
+            Warning::NoAccess { rule: number } => Some(format!(
+                "{} has no effect: it is for no kind of access",
+                rule(number)
+            )),
+            Warning::LinuxNeeds { missing } => {
+                // What a device answers is not missing.
+                let answered = |index: u32| self.plan.bus.device(index).is_some();
+                let missing: Vec<_> = missing.into_iter().filter(|(i, _)| !answered(*i)).collect();
+                (!missing.is_empty()).then(|| Warning::LinuxNeeds { missing }.to_string())
+            }
+            other => Some(other.to_string()),
+        }
+    }
+}
+
+fn table(filter: &MsrFilter, warnings: &[String]) -> String {
+    let mut text = String::new();
+    let ranges = filter.ranges();
+    // Writing to a string does not fail.
+    let _ = writeln!(text, "default: {}", filter.default_verdict());
+    let _ = writeln!(
+        text,
+        "ranges:  {} of {}",
+        ranges.len(),
+        MsrFilter::MAX_RANGES
+    );
+    if !ranges.is_empty() {
+        let _ = writeln!(
+            text,
+            "{:>4}  {:<6}  {:<10}  {:<10}  {:>6}  {:>7}  {:>6}  {:>5}",
+            "#", "access", "first", "last", "MSRs", "allowed", "denied", "bytes"
+        );
+    }
+    for (number, range) in (1..).zip(ranges) {
+        let span = range.span();
+        let allowed = u64::from(range.allowed());
+        let _ = writeln!(
+            text,
+            "{number:>4}  {:<6}  {:#010x}  {:#010x}  {:>6}  {allowed:>7}  {:>6}  {:>5}",
+            range.access(),
+            span.first(),
+            span.last(),
+            span.len(),
+            span.len() - allowed,
+            range.bitmap().len() * 8,
+        );
+    }
+    for warning in warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    text
+}
+
+fn diff(from: &MsrFilter, to: &MsrFilter, json: bool) -> String {
+    let changes = from.diff(to);
+    if json {
+        let changes: Vec<_> = changes
+            .iter()
+            .map(|c| {
+                json!({
+                    "first": c.range.first(), "last": c.range.last(), "access": c.access,
+                    "from": c.from, "to": c.to,
+                })
+            })
+            .collect();
+        return format!("{}\n", json!(changes));
+    }
+    if changes.is_empty() {
+        return "no access changes its verdict\n".into();
+    }
+    let mut text = format!(
+        "{:<24}{:<8}{:<7}{:<7}{}\n",
+        "MSR", "access", "from", "to", "name"
+    );
+    for change in changes {
+        let range = change.range.to_string();
+        let _ = writeln!(
+            text,
+            "{range:<24}{:<8}{:<7}{:<7}{}",
+            change.access,
+            change.from,
+            change.to,
+            name(change.range)
+        );
+    }
+    text
+}
+
+/// The name of a range's only MSR.
+fn name(range: MsrRange) -> &'static str {
+    match range.len() {
+        1 => names::name(range.first()).unwrap_or(""),
+        _ => "",
+    }
 }

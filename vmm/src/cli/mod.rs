@@ -1,6 +1,7 @@
 //! The `msr-vmm` command.
 
 mod args;
+mod explain;
 mod filter;
 mod input;
 mod run;
@@ -10,6 +11,7 @@ mod terminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use msr_bus::DeviceModel;
 
 pub use args::{Cli, Command};
 
@@ -54,8 +56,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(*args),
         Command::Check { json } => check(json),
         Command::Filter(args) => filter::filter(&args),
-        Command::Explain(args) => filter::explain(&args),
-        Command::Devices { model, json } => filter::devices(model.as_deref(), json),
+        Command::Explain(args) => explain::explain(&args),
+        Command::Devices { model, json } => devices(model.as_deref(), json),
         Command::Completions { shell } => {
             args::completions(shell);
             Ok(())
@@ -71,12 +73,47 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn check(_json: bool) -> Result<(), Failure> {
+/// Prints what this host's KVM can do. Status 0 where it boots Linux.
+fn check(json: bool) -> Result<(), Failure> {
     let report = crate::check::probe();
-    print!("{report}");
-    if report.can_boot_linux() {
+    let (missing, warnings) = (report.missing_for_linux(), report.warnings());
+    if json {
+        let report = serde_json::json!({
+            "micro_guests": report.can_run_micro_guests(),
+            "linux": report.can_boot_linux(),
+            "missing": missing,
+            "warnings": warnings,
+        });
+        println!("{report}");
+    } else {
+        print!("{report}");
+    }
+    if missing.is_empty() {
         Ok(())
     } else {
-        Err(Failure::fault("this KVM cannot boot Linux"))
+        Err(Failure::fault("this host's KVM cannot boot Linux"))
     }
+}
+
+/// Prints the device models and their keys.
+fn devices(model: Option<&str>, json: bool) -> Result<(), Failure> {
+    let all = DeviceModel::all();
+    let chosen: Vec<&DeviceModel> = all
+        .iter()
+        .filter(|m| model.is_none_or(|name| m.name() == name))
+        .collect();
+    if let (Some(name), []) = (model, chosen.as_slice()) {
+        let names: Vec<&str> = all.iter().map(DeviceModel::name).collect();
+        let names = names.join(", ");
+        return Err(Failure::usage(format!(
+            "there is no device type `{name}`: there are {names}"
+        )));
+    }
+    if json {
+        println!("{}", serde_json::json!(chosen));
+        return Ok(());
+    }
+    let texts: Vec<String> = chosen.iter().map(ToString::to_string).collect();
+    print!("{}", texts.join("\n"));
+    Ok(())
 }

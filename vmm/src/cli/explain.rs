@@ -1,0 +1,121 @@
+//! `msr-vmm explain`: who answers an MSR, and why.
+
+use msr_bus::{Access, ExitReason, MsrRange, Unclaimed};
+use msr_filter::{DecidedBy, FilterConfig, Verdict, names};
+
+use crate::cli::args::ExplainArgs;
+use crate::cli::{Failure, filter};
+use crate::config::Config;
+use crate::msr::MsrPlan;
+
+/// Prints who answers a read and a write of an MSR.
+pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
+    let range: MsrRange = args.msr.parse().map_err(Failure::usage)?;
+    if range.len() != 1 {
+        return Err(Failure::usage(format!(
+            "{} is a range: explain takes one MSR",
+            args.msr
+        )));
+    }
+    let config = Config::from_file(&args.config).map_err(Failure::usage)?;
+    let plan = filter::plan(&config)?;
+    let index = range.first();
+    println!(
+        "MSR {index:#x} {}",
+        names::name(index).unwrap_or("(no name known)")
+    );
+    for (kind, access) in [("read", Access::READ), ("write", Access::WRITE)] {
+        let (who, why) = answer(&plan, &config.msr.filter, index, access);
+        println!("  {kind:<6} {who}");
+        for reason in why {
+            println!("         - {reason}");
+        }
+    }
+    Ok(())
+}
+
+/// Who answers, and the reasons in the order of the access's way.
+fn answer(
+    plan: &MsrPlan,
+    user: &FilterConfig,
+    index: u32,
+    access: Access,
+) -> (String, Vec<String>) {
+    let (verdict, range) = plan.filter.explain(index, access);
+    let mut why = vec![rule(plan, user, index, access), range_text(range, verdict)];
+    if verdict == Verdict::Allow {
+        let unknown = refused(plan, ExitReason::Unknown);
+        let invalid = refused(plan, ExitReason::Invalid);
+        why.push(format!("if KVM does not know the MSR: {unknown}"));
+        why.push(format!("if KVM rejects the access or the value: {invalid}"));
+        return ("the kernel (KVM)".into(), why);
+    }
+    if !plan.exits.contains(&ExitReason::Filter) {
+        why.push(refused(plan, ExitReason::Filter));
+        return ("#GP".into(), why);
+    }
+    if let Some(device) = plan.bus.device(index) {
+        why.push("KVM exits to userspace with the reason filter".into());
+        return (format!("device `{}`", device.name()), why);
+    }
+    why.push("KVM exits to userspace with the reason filter, and no device claims the MSR".into());
+    let fallback = plan.bus.fallback().answer(ExitReason::Filter);
+    why.push(format!("msr.unclaimed says {} for that", word(fallback)));
+    let who = match (fallback, access) {
+        (Unclaimed::Fault, _) => "#GP",
+        (Unclaimed::Ignore, Access::READ) => "the fallback: 0",
+        (Unclaimed::Ignore, _) => "the fallback: dropped",
+    };
+    (who.into(), why)
+}
+
+/// Which rule decides.
+fn rule(plan: &MsrPlan, user: &FilterConfig, index: u32, access: Access) -> String {
+    let (verdict, decided) = plan.spec.explain(index, access);
+    // The rules derived from claims come before the user's.
+    let derived = plan.spec.rules.len() - user.rules.iter().map(|r| r.msrs.len()).sum::<usize>();
+    match decided {
+        DecidedBy::Rule(number) if number < derived => {
+            let claim = plan.spec.rules[number].range;
+            format!("a device claims {claim}, so the kernel may not answer it")
+        }
+        DecidedBy::Rule(number) => {
+            let range = plan.spec.rules[number].range;
+            let place = user
+                .origin(number - derived)
+                .map_or(number, |place| place + 1);
+            let rule = &user.rules[place - 1];
+            let reason = rule
+                .reason
+                .as_ref()
+                .map_or(String::new(), |r| format!(" ({r})"));
+            format!("[[msr.filter.rule]] number {place} says {verdict} for {range}{reason}")
+        }
+        DecidedBy::X2Apic => "an x2APIC MSR, which KVM never filters".into(),
+        _ => format!("no rule speaks of it, and msr.filter.default is {verdict}"),
+    }
+}
+
+fn range_text(decided: DecidedBy, verdict: Verdict) -> String {
+    match decided {
+        DecidedBy::Range(number) => format!("range {} of the filter says {verdict}", number + 1),
+        DecidedBy::X2Apic => "the filter is not asked".into(),
+        _ => format!("no range of the filter spans it, and the filter's default is {verdict}"),
+    }
+}
+
+/// What becomes of an access that KVM refuses for `reason`.
+fn refused(plan: &MsrPlan, reason: ExitReason) -> String {
+    if !plan.exits.contains(&reason) {
+        return format!("#GP, because msr.exits lacks \"{reason}\"");
+    }
+    let answer = word(plan.bus.fallback().answer(reason));
+    format!("an exit to userspace, where msr.unclaimed says {answer}")
+}
+
+fn word(answer: Unclaimed) -> &'static str {
+    match answer {
+        Unclaimed::Fault => "fault",
+        Unclaimed::Ignore => "ignore",
+    }
+}
