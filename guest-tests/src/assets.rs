@@ -8,6 +8,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::guest::DISK_MODULES;
 use crate::kernel::{Flavour, Kernel, KernelError};
 use crate::nested::outer::OuterVm;
 
@@ -19,6 +20,9 @@ pub const ROOT: &str = "/assets";
 
 /// The modules that the Linux guests of the tests load, without their dependencies.
 const GUEST_MODULES: &[&str] = &["msr", "cpuid"];
+
+/// The environment variable that names the root disk's block device in the outer VM.
+const ROOTFS_VARIABLE: &str = "MSR_ROOTFS";
 
 /// Why a file that tests need cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -76,11 +80,8 @@ pub fn kernel_of(flavour: Flavour) -> Result<Kernel, AssetError> {
     {
         return Ok(Kernel::new(image, modules));
     }
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
-        PathBuf::from,
-    );
-    Ok(Kernel::in_directory(&target.join("kernels"), flavour)?)
+    let kernels = target_directory().join("kernels");
+    Ok(Kernel::in_directory(&kernels, flavour)?)
 }
 
 /// An executable of this workspace, by name.
@@ -98,7 +99,7 @@ pub fn executable(name: &str) -> Result<PathBuf, AssetError> {
 
 /// Puts into an outer VM all that tests ask this module for.
 pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
-    for path in [guest_init()?, msr_vmm()?] {
+    for path in [guest_init()?, executable("disk-init")?, msr_vmm()?] {
         // Both were found by name.
         let name = path
             .file_name()
@@ -108,6 +109,9 @@ pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
         vm.file(format!("{ROOT}/bin/{name}"), path);
     }
     pack_kernel(vm, Flavour::Cloud)?;
+    if let Some(image) = rootfs() {
+        vm.disk(image).env(ROOTFS_VARIABLE, "/dev/vda");
+    }
     vm.env(ROOT_VARIABLE, ROOT);
     Ok(())
 }
@@ -120,13 +124,30 @@ fn pack_kernel(vm: &mut OuterVm, flavour: Flavour) -> Result<(), AssetError> {
     if built_in.exists() {
         vm.file(format!("{directory}/modules/modules.builtin"), built_in);
     }
-    for module in kernel.modules(GUEST_MODULES)? {
+    for module in kernel.modules(&[GUEST_MODULES, DISK_MODULES].concat())? {
         vm.file(
             format!("{directory}/modules/{}.ko", module.name),
             module.path,
         );
     }
     Ok(())
+}
+
+/// The Debian root file system that `resources/make-rootfs.sh` makes, if it has been made: the image
+/// on the host, and a disk that may be written to in the outer VM.
+pub fn rootfs() -> Option<PathBuf> {
+    if packed().is_some() {
+        return env::var_os(ROOTFS_VARIABLE).map(PathBuf::from);
+    }
+    let image = target_directory().join("rootfs/bookworm/image");
+    image.is_file().then_some(image)
+}
+
+fn target_directory() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+        PathBuf::from,
+    )
 }
 
 fn packed() -> Option<PathBuf> {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -36,8 +36,13 @@ pub enum BootError {
     #[error("cannot run msr-vmm: {0}")]
     Run(#[from] io::Error),
     /// The guest took too long.
-    #[error("the guest did not end within {LIMIT:?}; it said\n{0}")]
-    Hung(String),
+    #[error("the guest was not done within {limit:?}; it said\n{console}")]
+    Hung {
+        /// The time it had.
+        limit: Duration,
+        /// What there was.
+        console: String,
+    },
     /// The console did not show what was waited for.
     #[error("the guest ended without `{expected}`; it said\n{console}")]
     NotSeen {
@@ -85,6 +90,8 @@ pub struct Guest {
     folder: Folder,
     arguments: Vec<OsString>,
     plan: Plan,
+    limit: Duration,
+    typed_to: bool,
 }
 
 /// What a guest left behind.
@@ -145,11 +152,27 @@ impl Guest {
             .option("--cmdline", COMMAND_LINE))
     }
 
+    /// A guest that starts the system on its first disk, which is to be given as an option. It is
+    /// [typed to](RunningGuest::enter), and may take longer than others.
+    pub fn with_root_disk(kernel: &Kernel) -> Result<Self, BootError> {
+        let folder = Folder::new()?;
+        let initrd = folder.file("initrd", Initrd::for_root_disk(kernel)?.finish())?;
+        let mut guest = Self::of(folder, Plan::default())
+            .option("--kernel", kernel.image())
+            .option("--initrd", initrd)
+            .option("--cmdline", COMMAND_LINE);
+        guest.limit = 4 * LIMIT;
+        guest.typed_to = true;
+        Ok(guest)
+    }
+
     fn of(folder: Folder, plan: Plan) -> Self {
         Self {
             folder,
             arguments: Vec::new(),
             plan,
+            limit: LIMIT,
+            typed_to: false,
         }
     }
 
@@ -181,7 +204,11 @@ impl Guest {
         let mut child = Command::new(assets::msr_vmm()?)
             .arg("run")
             .args(&self.arguments)
-            .stdin(Stdio::null())
+            .stdin(if self.typed_to {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
@@ -233,6 +260,14 @@ impl RunningGuest {
         }
     }
 
+    /// Types a line on the console.
+    pub fn enter(&mut self, line: &str) -> io::Result<()> {
+        let Some(stdin) = &mut self.child.stdin else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        stdin.write_all(format!("{line}\n").as_bytes())
+    }
+
     /// Waits for the guest's end.
     pub fn wait(mut self) -> Result<Outcome, BootError> {
         let status = loop {
@@ -251,9 +286,12 @@ impl RunningGuest {
     }
 
     fn pause(&self, console: &str) -> Result<(), BootError> {
-        if self.started.elapsed() > LIMIT {
+        if self.started.elapsed() > self.guest.limit {
             let said = format!("{console}\n{}", self.stderr.so_far());
-            return Err(BootError::Hung(said));
+            return Err(BootError::Hung {
+                limit: self.guest.limit,
+                console: said,
+            });
         }
         thread::sleep(Duration::from_millis(20));
         Ok(())

@@ -15,6 +15,12 @@ pub const PLAN_PATH: &str = "/plan.json";
 /// Where the init finds the modules, each as `NAME.ko`.
 pub const MODULES_PATH: &str = "/lib/modules";
 
+/// Where the init of a root disk finds which modules to load, a path a line.
+pub const ORDER_PATH: &str = "/lib/modules/order";
+
+/// The modules that a root disk needs, without their dependencies and what is built in.
+pub(crate) const DISK_MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "ext4"];
+
 /// An initrd under construction.
 #[derive(Debug)]
 pub struct Initrd {
@@ -58,6 +64,20 @@ impl Initrd {
         Ok(initrd)
     }
 
+    /// An initrd that starts the system on the first virtio disk (`src/bin/disk-init.rs`).
+    pub fn for_root_disk(kernel: &Kernel) -> Result<Self, InitrdError> {
+        let mut archive = Archive::new();
+        for directory in ["/proc", "/sys"] {
+            archive.directory(directory);
+        }
+        archive.character_device("/dev/console", 0o600, 5, 1);
+        let mut initrd = Self { archive };
+        initrd.host_file("/init", 0o755, &assets::executable("disk-init")?)?;
+        let order = initrd.modules(DISK_MODULES, kernel)?;
+        initrd.archive.file(ORDER_PATH, 0o644, order.as_bytes());
+        Ok(initrd)
+    }
+
     /// Adds a file of the machine that this runs on; `mode` holds the permission bits.
     pub fn host_file(
         &mut self,
@@ -85,17 +105,20 @@ impl Initrd {
 
     /// Adds a module and, beside it, the order in which it and its dependencies are loaded.
     fn module(&mut self, name: &str, kernel: &Kernel) -> Result<(), InitrdError> {
+        let order = self.modules(&[name], kernel)?;
+        let path = format!("{MODULES_PATH}/{name}.order");
+        self.archive.file(&path, 0o644, order.as_bytes());
+        Ok(())
+    }
+
+    /// Adds modules with their dependencies, and returns their paths in the order to load them.
+    fn modules(&mut self, names: &[&str], kernel: &Kernel) -> Result<String, InitrdError> {
         let mut order = String::new();
-        for module in kernel.modules(&[name]).map_err(AssetError::from)? {
+        for module in kernel.modules(names).map_err(AssetError::from)? {
             let path = format!("{MODULES_PATH}/{}.ko", module.name);
             self.host_file(&path, 0o644, &module.path)?;
             order += &format!("{path}\n");
         }
-        self.archive.file(
-            &format!("{MODULES_PATH}/{name}.order"),
-            0o644,
-            order.as_bytes(),
-        );
-        Ok(())
+        Ok(order)
     }
 }

@@ -27,6 +27,7 @@ mod plan;
 mod report;
 
 pub use boot::{BootError, COMMAND_LINE, Folder, Guest, Outcome, RunningGuest};
-pub use initrd::{Initrd, InitrdError, MODULES_PATH, PLAN_PATH};
+pub(crate) use initrd::DISK_MODULES;
+pub use initrd::{Initrd, InitrdError, MODULES_PATH, ORDER_PATH, PLAN_PATH};
 pub use plan::{End, Plan, Step};
 pub use report::{Answer, Line, Report, ReportError};

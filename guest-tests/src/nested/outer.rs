@@ -27,6 +27,7 @@ use crate::kernel::Kernel;
 #[derive(Debug)]
 pub struct OuterVm {
     files: Vec<(String, Contents)>,
+    disks: Vec<PathBuf>,
     job: Job,
     with_kvm: bool,
     cpus: u32,
@@ -87,6 +88,9 @@ pub enum OuterError {
 /// The modules that make a KVM of the outer VM, without their dependencies.
 const KVM_MODULES: &[&str] = &["kvm-amd"];
 
+/// The modules that disks need, without their dependencies.
+const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
+
 /// How much of the kernel's console an error shows.
 const CONSOLE_TAIL_LINES: usize = 60;
 
@@ -95,6 +99,7 @@ impl OuterVm {
     pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
         Self {
             files: Vec::new(),
+            disks: Vec::new(),
             job: Job {
                 argv: argv.into_iter().map(Into::into).collect(),
                 env: vec![("PATH".to_owned(), "/bin".to_owned())],
@@ -119,6 +124,13 @@ impl OuterVm {
     pub fn contents(&mut self, guest: impl Into<String>, bytes: impl Into<Vec<u8>>) -> &mut Self {
         self.files
             .push((guest.into(), Contents::Bytes(bytes.into())));
+        self
+    }
+
+    /// Gives the VM a raw image as its next disk, `/dev/vda` and so on. What is written to the disk
+    /// goes with the VM: the image stays as it is.
+    pub fn disk(&mut self, image: impl Into<PathBuf>) -> &mut Self {
+        self.disks.push(image.into());
         self
     }
 
@@ -163,6 +175,7 @@ impl OuterVm {
             initramfs: &initramfs,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
+            disks: &self.disks,
         };
         let qemu = Qemu::spawn(&machine).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => OuterError::NoQemu,
@@ -181,12 +194,17 @@ impl OuterVm {
             .directory("/tmp")
             .directory(&self.job.cwd)
             .file("/init", 0o755, &read(&assets::executable("outer-init")?)?);
+        let mut modules = Vec::new();
         if self.with_kvm {
-            for module in kernel.modules(KVM_MODULES).map_err(AssetError::from)? {
-                let path = format!("/lib/modules/{}.ko", module.name);
-                archive.file(&path, 0o644, &read(&module.path)?);
-                self.job.modules.push(path);
-            }
+            modules.extend(KVM_MODULES);
+        }
+        if !self.disks.is_empty() {
+            modules.extend(DISK_MODULES);
+        }
+        for module in kernel.modules(&modules).map_err(AssetError::from)? {
+            let path = format!("/lib/modules/{}.ko", module.name);
+            archive.file(&path, 0o644, &read(&module.path)?);
+            self.job.modules.push(path);
         }
         for (guest, contents) in &self.files {
             match contents {

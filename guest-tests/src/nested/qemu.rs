@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use super::control::{CONTROL_PORT, EXIT_PORT};
@@ -29,6 +29,8 @@ pub(super) struct Machine<'a> {
     pub(super) initramfs: &'a [u8],
     pub(super) cpus: u32,
     pub(super) memory_mib: u32,
+    /// Raw images, whose changes go with the machine.
+    pub(super) disks: &'a [PathBuf],
 }
 
 /// Options that save time under emulation, where every retpoline and every probe of absent
@@ -69,6 +71,13 @@ impl Qemu {
             .arg(machine.kernel)
             .args(["-initrd", &descriptor_path(initramfs.as_raw_fd())])
             .args(["-append", KERNEL_PARAMETERS]);
+        for (number, disk) in machine.disks.iter().enumerate() {
+            // In an option's value a comma is written twice.
+            let file = disk.display().to_string().replace(',', ",,");
+            let drive = format!("if=none,id=disk{number},format=raw,snapshot=on,file={file}");
+            let device = format!("virtio-blk-pci,drive=disk{number}");
+            command.args(["-drive", &drive, "-device", &device]);
+        }
         for (id, writer) in [
             ("console", &console_writer),
             ("output", &output_writer),

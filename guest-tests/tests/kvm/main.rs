@@ -9,6 +9,7 @@ use guest_tests::backend;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 mod cli;
+mod disk;
 mod linux;
 mod micro;
 mod smoke;
@@ -22,6 +23,7 @@ fn trials() -> Vec<Trial> {
         micro::trials(),
         cli::trials(),
         linux::trials(),
+        disk::trials(),
     ]
     .into_iter()
     .flatten()
