@@ -15,7 +15,7 @@ export MODULES := $(abspath $(MODULES))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build demo test bench lint clean
+.PHONY: help setup kernel rootfs build demo test bench lint clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ setup: ## Install what is missing: QEMU, a C compiler (Debian and Ubuntu)
 
 kernel: setup ## Fetch Debian's cloud kernel into target/, once
 	@resources/fetch-kernel.sh cloud
+
+rootfs: setup ## Make a Debian root file system under target/, once; tests boot it if it is there
+	@resources/make-rootfs.sh
 
 # The guests' inits and msr-vmm, which the tests run as they are.
 build: setup ## Build everything
