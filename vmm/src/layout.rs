@@ -44,6 +44,8 @@ pub const COM1: u16 = 0x3f8;
 pub const COM1_IRQ: u32 = 4;
 /// The i8042's data port; the command port is 4 further.
 pub const I8042: u16 = 0x60;
+/// The CMOS real-time clock's index port; the data port is the next.
+pub const RTC: u16 = 0x70;
 /// The ACPI PM1a event block: status and enable, 2 bytes each.
 pub const PM1A_EVENT: u16 = 0x600;
 /// The size of that block, in bytes.

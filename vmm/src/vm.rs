@@ -21,6 +21,7 @@ use crate::cpu::msrs::{self, BootMsrsError};
 use crate::cpu::topology::apic_id;
 use crate::cpu::{CpuModelError, Cpuid, CpuidError, HostCpu, HostCpuError};
 use crate::devices::power::{I8042, PowerManagement, ResetRegister};
+use crate::devices::rtc::Rtc;
 use crate::devices::serial::Console;
 use crate::devices::virtio::block::{Block, DiskError};
 use crate::devices::virtio::entropy::Entropy;
@@ -279,6 +280,7 @@ impl Machine {
         };
         add(layout::COM1, 8, console.clone());
         add(layout::I8042, 5, Arc::new(I8042::new(ended.clone())));
+        add(layout::RTC, 2, Arc::new(Rtc::new()));
         add(layout::PM1A_EVENT, 6, power.clone());
         add(
             layout::ACPI_RESET,

@@ -13,7 +13,7 @@ const LEGACY_DEVICES: u16 = 1 << 0;
 const KEYBOARD_8042: u16 = 1 << 1;
 /// There is no VGA hardware to probe.
 const VGA_NOT_PRESENT: u16 = 1 << 2;
-/// There is no CMOS RTC; without this Linux waits for one for 10 s.
+/// There is no CMOS RTC that a driver could use: the one there has no interrupt.
 const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
 
 /// A latency (in us) that says that a C-state is not supported: above 100 for C2, above 1000 for C3.
