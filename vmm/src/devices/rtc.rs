@@ -54,7 +54,8 @@ impl Rtc {
             _ => return 0,
         };
         // Every one of them is from 0 to 99.
-        (number / 10 << 4 | number % 10) as u8
+        let (tens, ones) = (number / 10, number % 10);
+        (tens << 4 | ones) as u8
     }
 }
 
