@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu::CpuModel;
 use crate::devices::virtio::block::DiskConfig;
-use crate::msr::MsrConfig;
+use crate::msr::{MsrConfig, is_built_in_profile};
 
 /// Everything `msr-vmm run` takes. `--config` reads it from a file, and `--print-config` prints it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -158,6 +158,11 @@ impl Config {
             .chain(disks)
         {
             *file = folder.join(&*file);
+        }
+        if let Some(profile) = &mut config.msr.profile
+            && !is_built_in_profile(profile)
+        {
+            *profile = folder.join(&*profile);
         }
         Ok(config)
     }

@@ -12,6 +12,7 @@ mod cli;
 mod disk;
 mod linux;
 mod micro;
+mod profiles;
 mod smoke;
 
 /// A test's body.
@@ -24,6 +25,7 @@ fn trials() -> Vec<Trial> {
         cli::trials(),
         linux::trials(),
         disk::trials(),
+        profiles::trials(),
     ]
     .into_iter()
     .flatten()

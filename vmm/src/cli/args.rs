@@ -90,6 +90,9 @@ pub struct RunArgs {
     /// How much memory: MiB, or with a unit such as 2G [vm.memory].
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<MemorySize>,
+    /// An MSR filter to build on: linux-guest, kvm-pv-only, deny-writes, or a file [msr.profile].
+    #[arg(long, value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
+    pub profile: Option<PathBuf>,
     /// At the end, print which MSRs reached userspace, how often, and who answered.
     #[arg(long)]
     pub msr_stats: bool,
@@ -124,6 +127,9 @@ impl RunArgs {
         }
         if let Some(memory) = self.memory {
             vm.memory = memory;
+        }
+        if let Some(profile) = &self.profile {
+            config.msr.profile = Some(profile.clone());
         }
         Ok(config)
     }

@@ -1,7 +1,7 @@
 //! `msr-vmm explain`: who answers an MSR, and why.
 
 use msr_bus::{Access, ExitReason, MsrRange, Unclaimed};
-use msr_filter::{DecidedBy, FilterConfig, Verdict, names};
+use msr_filter::{DecidedBy, Verdict, names};
 
 use crate::cli::args::ExplainArgs;
 use crate::cli::{Failure, filter};
@@ -25,7 +25,7 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         names::name(index).unwrap_or("(no name known)")
     );
     for (kind, access) in [("read", Access::READ), ("write", Access::WRITE)] {
-        let (who, why) = answer(&plan, &config.msr.filter, index, access);
+        let (who, why) = answer(&plan, index, access);
         println!("  {kind:<6} {who}");
         for reason in why {
             println!("         - {reason}");
@@ -35,14 +35,9 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
 }
 
 /// Who answers, and the reasons in the order of the access's way.
-fn answer(
-    plan: &MsrPlan,
-    user: &FilterConfig,
-    index: u32,
-    access: Access,
-) -> (String, Vec<String>) {
+fn answer(plan: &MsrPlan, index: u32, access: Access) -> (String, Vec<String>) {
     let (verdict, range) = plan.filter.explain(index, access);
-    let mut why = vec![rule(plan, user, index, access), range_text(range, verdict)];
+    let mut why = vec![rule(plan, index, access), range_text(range, verdict)];
     if verdict == Verdict::Allow {
         let unknown = refused(plan, ExitReason::Unknown);
         let invalid = refused(plan, ExitReason::Invalid);
@@ -70,29 +65,18 @@ fn answer(
 }
 
 /// Which rule decides.
-fn rule(plan: &MsrPlan, user: &FilterConfig, index: u32, access: Access) -> String {
+fn rule(plan: &MsrPlan, index: u32, access: Access) -> String {
     let (verdict, decided) = plan.spec.explain(index, access);
-    // The rules derived from claims come before the user's.
-    let derived = plan.spec.rules.len() - user.rules.iter().map(|r| r.msrs.len()).sum::<usize>();
     match decided {
-        DecidedBy::Rule(number) if number < derived => {
-            let claim = plan.spec.rules[number].range;
-            format!("a device claims {claim}, so the kernel may not answer it")
-        }
         DecidedBy::Rule(number) => {
-            let range = plan.spec.rules[number].range;
-            let place = user
-                .origin(number - derived)
-                .map_or(number, |place| place + 1);
-            let rule = &user.rules[place - 1];
-            let reason = rule
-                .reason
-                .as_ref()
-                .map_or(String::new(), |r| format!(" ({r})"));
-            format!("[[msr.filter.rule]] number {place} says {verdict} for {range}{reason}")
+            let (range, source) = (plan.spec.rules[number].range, &plan.sources[number]);
+            let reason = source
+                .reason()
+                .map_or(String::new(), |text| format!(" ({text})"));
+            format!("{source} says {verdict} for {range}{reason}")
         }
         DecidedBy::X2Apic => "an x2APIC MSR, which KVM never filters".into(),
-        _ => format!("no rule speaks of it, and msr.filter.default is {verdict}"),
+        _ => format!("no rule speaks of it, and the default is {verdict}"),
     }
 }
 

@@ -5,44 +5,35 @@ use std::path::Path;
 use std::sync::Arc;
 
 use msr_bus::DeviceContext;
-use msr_filter::{FilterConfig, FilterSpec, MsrFilter, MsrRange, Warning, names};
+use msr_filter::{FilterConfig, MsrFilter, MsrRange, Warning, names};
 use serde_json::json;
 
 use crate::cli::Failure;
 use crate::cli::args::FilterArgs;
 use crate::clock::HostClock;
 use crate::config::{Config, ConfigError};
-use crate::msr::{MsrConfig, MsrPlan};
+use crate::msr::{MsrConfig, MsrPlan, RuleSource};
 use crate::vm::VmError;
-
-/// A file's filter: a profile's, or that of a VM's configuration with its devices.
-struct Compiled {
-    user: FilterConfig,
-    plan: MsrPlan,
-}
 
 /// Prints a file's filter, or what changes from it to another file's.
 pub(crate) fn filter(args: &FilterArgs) -> Result<(), Failure> {
-    let compiled = compile(&args.file)?;
-    let warnings = compiled.warnings();
+    let plan = compile(&args.file)?;
+    let warnings = warnings(&plan);
     let text = match &args.diff {
         None if args.json => {
-            let mut json = serde_json::to_value(&compiled.plan.filter).map_err(Failure::fault)?;
+            let mut json = serde_json::to_value(&plan.filter).map_err(Failure::fault)?;
             json["warnings"] = json!(warnings);
             format!("{json}\n")
         }
-        None => table(&compiled.plan.filter, &warnings),
-        Some(other) => diff(
-            &compiled.plan.filter,
-            &compile(other)?.plan.filter,
-            args.json,
-        ),
+        None => table(&plan.filter, &warnings),
+        Some(other) => diff(&plan.filter, &compile(other)?.filter, args.json),
     };
     print!("{text}");
     Ok(())
 }
 
-fn compile(path: &Path) -> Result<Compiled, Failure> {
+/// A file's filter: a profile's, or that of a VM's configuration with its devices.
+fn compile(path: &Path) -> Result<MsrPlan, Failure> {
     let config = match profile(path).map_err(Failure::usage)? {
         Some(filter) => Config {
             msr: MsrConfig {
@@ -53,11 +44,7 @@ fn compile(path: &Path) -> Result<Compiled, Failure> {
         },
         None => Config::from_file(path).map_err(Failure::usage)?,
     };
-    let plan = plan(&config)?;
-    Ok(Compiled {
-        user: config.msr.filter,
-        plan,
-    })
+    plan(&config)
 }
 
 /// The plan of a configuration, without a VM.
@@ -94,51 +81,47 @@ fn profile(path: &Path) -> Result<Option<FilterConfig>, ConfigError> {
         })
 }
 
-impl Compiled {
-    /// What in the user's rules is probably a mistake, by the places the rules have in the file.
-    fn warnings(&self) -> Vec<String> {
-        let spec = FilterSpec::from(&self.user);
-        let warnings = spec.warnings().into_iter();
-        warnings
-            .filter_map(|warning| self.warning(&spec, warning))
-            .collect()
-    }
+/// What in the rules is probably a mistake, by where the rules come from.
+fn warnings(plan: &MsrPlan) -> Vec<String> {
+    let warnings = plan.spec.warnings().into_iter();
+    warnings.filter_map(|w| warning(plan, w)).collect()
+}
 
-    fn warning(&self, spec: &FilterSpec, warning: Warning) -> Option<String> {
-        let rule = |number: usize| match self.user.origin(number) {
-            Some(place) => format!(
-                "[[rule]] number {} ({})",
-                place + 1,
-                spec.rules[number].range
-            ),
-            // Every rule of the specification comes from one of the configuration.
-            None => format!("rule {number}"),
-        };
-        match warning {
-            Warning::Shadowed { rule: number, by } => Some(format!(
-                "{} has no effect: rules before it decide all it speaks of, first {}",
+fn warning(plan: &MsrPlan, warning: Warning) -> Option<String> {
+    let rule = |number: usize| {
+        format!(
+            "{} on {}",
+            plan.sources[number], plan.spec.rules[number].range
+        )
+    };
+    // A profile is written without knowing of devices, or of the user's own rules.
+    let profile = |number: usize| matches!(plan.sources[number], RuleSource::Profile { .. });
+    match warning {
+        Warning::Shadowed { rule: number, by } => (!profile(number) || profile(by)).then(|| {
+            format!(
+                "{} has no effect: what comes before decides all it speaks of, first {}",
                 rule(number),
                 rule(by)
-            )),
-            Warning::X2Apic {
-                rule: number,
-                ignored,
-            } => Some(format!(
-                "{} has no effect on {ignored}: KVM never filters the x2APIC MSRs",
-                rule(number)
-            )),
-            Warning::NoAccess { rule: number } => Some(format!(
-                "{} has no effect: it is for no kind of access",
-                rule(number)
-            )),
-            Warning::LinuxNeeds { missing } => {
-                // What a device answers is not missing.
-                let answered = |index: u32| self.plan.bus.device(index).is_some();
-                let missing: Vec<_> = missing.into_iter().filter(|(i, _)| !answered(*i)).collect();
-                (!missing.is_empty()).then(|| Warning::LinuxNeeds { missing }.to_string())
-            }
-            other => Some(other.to_string()),
+            )
+        }),
+        Warning::X2Apic {
+            rule: number,
+            ignored,
+        } => Some(format!(
+            "{} has no effect on {ignored}: KVM never filters the x2APIC MSRs",
+            rule(number)
+        )),
+        Warning::NoAccess { rule: number } => Some(format!(
+            "{} has no effect: it is for no kind of access",
+            rule(number)
+        )),
+        Warning::LinuxNeeds { missing } => {
+            // What a device answers is not missing.
+            let answered = |index: u32| plan.bus.device(index).is_some();
+            let missing: Vec<_> = missing.into_iter().filter(|(i, _)| !answered(*i)).collect();
+            (!missing.is_empty()).then(|| Warning::LinuxNeeds { missing }.to_string())
         }
+        other => Some(other.to_string()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The `[msr]` part of a configuration.
 
+use std::path::PathBuf;
+
 use msr_bus::{DeviceConfig, ExitReason, Fallback, Unclaimed};
 use msr_filter::{FilterConfig, Verdict};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -13,6 +15,10 @@ pub struct MsrConfig {
     /// The answer to what no device claims: `"fault"`, `"ignore"`, or a table with one for each reason.
     #[serde(deserialize_with = "uniform_or_each")]
     pub unclaimed: Fallback,
+    /// A profile to build on: the name of one that comes with the VMM, or a file. Its rules come after those
+    /// of `filter`, and its default takes the place of `filter`'s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<PathBuf>,
     /// What the kernel may answer, apart from what devices claim.
     #[serde(skip_serializing_if = "is_default")]
     pub filter: FilterConfig,
@@ -26,6 +32,7 @@ impl Default for MsrConfig {
         Self {
             exits: ExitReason::ALL.to_vec(),
             unclaimed: Fallback::default(),
+            profile: None,
             filter: no_rules(),
             devices: Vec::new(),
         }

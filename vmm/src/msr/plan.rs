@@ -9,6 +9,8 @@ use msr_bus::{
 use msr_filter::{Access, CompileError, FilterSpec, InstallError, MsrFilter, Rule, Verdict};
 
 use super::MsrConfig;
+use super::profile::{self, ProfileError};
+use super::source::{self, RuleSource};
 
 /// The bus, and the filter and exits derived from its claims and the configuration's rules.
 pub struct MsrPlan {
@@ -16,6 +18,8 @@ pub struct MsrPlan {
     pub bus: Arc<MsrBus>,
     /// What the kernel may answer, as rules: the devices' claims first, then the user's.
     pub spec: FilterSpec,
+    /// Where each of those rules comes from.
+    pub sources: Vec<RuleSource>,
     /// The same as KVM gets it.
     pub filter: MsrFilter,
     /// The reasons for which KVM asks userspace.
@@ -58,9 +62,23 @@ pub enum PlanError {
          the device; add \"filter\" to msr.exits"
     )]
     NoFilterExit(String),
+    /// The profile cannot be had.
+    #[error("msr.profile: {0}")]
+    Profile(#[from] ProfileError),
+    /// The rules need more ranges than KVM takes.
+    #[error(
+        "[msr.filter]: rules and devices need {needed} filter ranges, and KVM takes at most 16; \
+         fewer without {proposals}"
+    )]
+    TooManyRanges {
+        /// The fewest ranges that express them.
+        needed: u64,
+        /// What to do without.
+        proposals: String,
+    },
     /// The rules cannot be expressed as a KVM filter.
     #[error("[msr.filter]: {0}")]
-    Compile(#[from] CompileError),
+    Compile(CompileError),
     /// This KVM lacks what the plan needs.
     #[error("this host's KVM lacks {name} ({since}); `msr-vmm check` tells what it can do")]
     MissingCapability {
@@ -112,11 +130,20 @@ impl MsrPlan {
             builder = builder.observer(observer);
         }
         let bus = builder.build()?;
-        let spec = derive(config, &bus)?;
-        let filter = spec.compile()?;
+        let (spec, sources) = derive(config, &bus)?;
+        let filter = spec.compile().map_err(|error| match error {
+            CompileError::TooManyRanges {
+                needed, give_up, ..
+            } if !give_up.is_empty() => PlanError::TooManyRanges {
+                needed,
+                proposals: source::proposals(&spec, &sources, &give_up),
+            },
+            error => PlanError::Compile(error),
+        })?;
         Ok(Self {
             bus: Arc::new(bus),
             spec,
+            sources,
             filter,
             exits: config.exits.clone(),
         })
@@ -168,8 +195,9 @@ fn require(vm: &VmFd, cap: Cap, name: &'static str) -> Result<(), PlanError> {
     }
 }
 
-/// The claims are denied in the kernel, so that KVM asks; then come the user's own rules.
-fn derive(config: &MsrConfig, bus: &MsrBus) -> Result<FilterSpec, PlanError> {
+/// The claims are denied in the kernel, so that KVM asks; then come the user's own rules, then the profile's.
+/// A profile may allow what a device claims: it is written without knowing of devices.
+fn derive(config: &MsrConfig, bus: &MsrBus) -> Result<(FilterSpec, Vec<RuleSource>), PlanError> {
     let user = &config.filter;
     for (number, rule) in (1..)
         .zip(&user.rules)
@@ -194,11 +222,24 @@ fn derive(config: &MsrConfig, bus: &MsrBus) -> Result<FilterSpec, PlanError> {
     {
         return Err(PlanError::NoFilterExit(device.name().to_owned()));
     }
-    let mut spec = FilterSpec::new(user.default);
-    spec.rules = bus
-        .claims()
-        .map(|(c, _)| Rule::new(c, Access::all(), Verdict::Deny))
-        .collect();
+    let profile = config.profile.as_deref().map(profile::load).transpose()?;
+    let default = profile.as_ref().map_or(user.default, |p| p.default);
+    let mut spec = FilterSpec::new(default);
+    let mut sources = Vec::new();
+    for (claim, device) in bus.claims() {
+        spec.rules
+            .push(Rule::new(claim, Access::all(), Verdict::Deny));
+        let device = device.name().to_owned();
+        sources.push(RuleSource::Claim { device });
+    }
     spec.rules.extend(FilterSpec::from(user).rules);
-    Ok(spec)
+    sources.extend(RuleSource::of_config(user, |number, reason| {
+        RuleSource::User { number, reason }
+    }));
+    if let Some(profile) = &profile {
+        spec.rules.extend(FilterSpec::from(profile).rules);
+        let source = |number, reason| RuleSource::Profile { number, reason };
+        sources.extend(RuleSource::of_config(profile, source));
+    }
+    Ok((spec, sources))
 }

@@ -1,0 +1,80 @@
+//! Debian's kernel boots under every profile, and finds all it needs.
+
+use guest_tests::guest::{Answer, Guest, Plan, Step};
+use libtest_mimic::{Failed, Trial};
+
+use crate::Test;
+
+/// This module's tests.
+pub(crate) fn trials() -> Vec<Trial> {
+    let tests: [(&str, Test); 4] = [
+        ("profiles::debian_boots_under_linux_guest", || {
+            boots("linux-guest", AS_IT_IS)
+        }),
+        (
+            "profiles::debian_boots_under_linux_guest_on_what_looks_like_intel",
+            || boots("linux-guest", INTEL),
+        ),
+        ("profiles::debian_boots_under_kvm_pv_only", || {
+            boots("kvm-pv-only", AS_IT_IS)
+        }),
+        ("profiles::debian_boots_under_deny_writes", || {
+            boots("deny-writes", AS_IT_IS)
+        }),
+    ];
+    tests
+        .into_iter()
+        .map(|(name, test)| Trial::test(name, test))
+        .collect()
+}
+
+const AS_IT_IS: &str = "";
+/// An Ice Lake server on bare metal, as far as CPUID goes.
+const INTEL: &str =
+    "[cpu]\nvendor = \"GenuineIntel\"\nfamily = 6\nmodel = 106\nhypervisor = false\n";
+
+/// What Linux says of an MSR access that it was not prepared to see fail.
+const UNCHECKED: &str = "unchecked MSR access error";
+
+fn boots(profile: &str, config: &str) -> Result<(), Failed> {
+    let msr = Step::LoadModule {
+        name: "msr".to_owned(),
+    };
+    // The profile is in force: it denies what KVM would answer.
+    let plan = Plan::new([
+        Step::KernelLog,
+        msr,
+        Step::read_msr(0, 0xc001_0112),
+        Step::write_msr(0, 0x10, 0),
+    ]);
+    let outcome = Guest::new(config, plan)?
+        .option("--profile", profile)
+        .run()?;
+    if outcome.status.code() != Some(0) {
+        return Err(format!(
+            "{}\n{}\n{}",
+            outcome.status, outcome.stderr, outcome.console
+        )
+        .into());
+    }
+    let report = outcome.report()?;
+    let log = report.text(0).ok_or("no kernel log")?;
+    if !log.contains("Linux version") {
+        return Err(format!("not a kernel's log: {log}").into());
+    }
+    if let Some(line) = log.lines().find(|line| line.contains(UNCHECKED)) {
+        return Err(format!("{line}\n{log}").into());
+    }
+    // TSEG_ADDR, which KVM has, may be read where only writes are denied; the TSC may be written under none but
+    // `linux-guest`.
+    let denied = (report.faulted(2), report.faulted(3));
+    let expected = match profile {
+        "linux-guest" => (true, false),
+        "kvm-pv-only" => (true, true),
+        _ => (false, true),
+    };
+    if report.answer(1) != Some(&Answer::Done) || denied != expected {
+        return Err(format!("{:?}", report.steps()).into());
+    }
+    Ok(())
+}

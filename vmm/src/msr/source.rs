@@ -1,0 +1,75 @@
+//! Where the rules of a VM's filter come from, for messages.
+
+use std::fmt;
+
+use msr_filter::{FilterConfig, FilterSpec, GiveUp, MsrRange};
+
+/// Where a rule of the filter comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuleSource {
+    /// A device claims the range, so the kernel may not answer for it.
+    Claim {
+        /// The device's name.
+        device: String,
+    },
+    /// The user wrote it.
+    User {
+        /// Its place under `[msr.filter]`, from 1.
+        number: usize,
+        /// The reason given there.
+        reason: Option<String>,
+    },
+    /// The profile has it.
+    Profile {
+        /// Its place in the profile, from 1.
+        number: usize,
+        /// The reason given there.
+        reason: Option<String>,
+    },
+}
+
+impl RuleSource {
+    /// The sources of the rules that [`FilterSpec::from`] makes of `config`, in their order.
+    pub(super) fn of_config(
+        config: &FilterConfig,
+        make: impl Fn(usize, Option<String>) -> Self,
+    ) -> Vec<Self> {
+        let rules = (1..).zip(&config.rules);
+        rules
+            .flat_map(|(number, rule)| rule.msrs.iter().map(move |_| (number, rule.reason.clone())))
+            .map(|(number, reason)| make(number, reason))
+            .collect()
+    }
+
+    /// What the rule's author says it is for.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Claim { .. } => None,
+            Self::User { reason, .. } | Self::Profile { reason, .. } => reason.as_deref(),
+        }
+    }
+}
+
+impl fmt::Display for RuleSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Claim { device } => write!(f, "the claim of device `{device}`"),
+            Self::User { number, .. } => write!(f, "[[msr.filter.rule]] number {number}"),
+            Self::Profile { number, .. } => write!(f, "the profile's [[rule]] number {number}"),
+        }
+    }
+}
+
+/// What to do without so that the filter fits, in words.
+pub(super) fn proposals(spec: &FilterSpec, sources: &[RuleSource], give_up: &[GiveUp]) -> String {
+    let rule = |number: &usize| {
+        let range: MsrRange = spec.rules[*number].range;
+        format!("{} on {range}", sources[*number])
+    };
+    let proposal = |give_up: &GiveUp| {
+        let rules: Vec<String> = give_up.rules.iter().map(rule).collect();
+        format!("{} (leaves {})", rules.join(" and "), give_up.needed)
+    };
+    let proposals: Vec<String> = give_up.iter().map(proposal).collect();
+    proposals.join("; ")
+}
