@@ -46,7 +46,7 @@ fn keeps_what_was_written() -> Result<(), Failed> {
     run(&mut guest, "cat /sys/block/vda/serial", "the-disk")?;
     run(
         &mut guest,
-        "dd if=/dev/zero of=/dev/vdb conv=fsync; echo dd-$?",
+        "dd if=/dev/zero of=/dev/vdb count=1 conv=fsync; echo dd-$?",
         "dd-1",
     )?;
     run(
