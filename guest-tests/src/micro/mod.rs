@@ -17,6 +17,7 @@
 
 mod code;
 mod error;
+mod kernel;
 mod machine;
 mod memory;
 mod record;
@@ -25,6 +26,7 @@ mod vcpu;
 
 pub use code::{AccessLoop, DONE_PORT};
 pub use error::MicroError;
+pub use kernel::{KERNEL_ADDRESS, write_kernel};
 pub use machine::{Builder, MicroVm};
 pub use record::{Fault, Op, Outcome, Seen};
 pub use registers::Mode;

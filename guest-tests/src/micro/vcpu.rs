@@ -46,6 +46,11 @@ pub struct MicroVcpu {
 }
 
 impl MicroVcpu {
+    /// The guest's memory, shared by all its vCPUs.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
     /// Writes the table, and sets the registers to start with it.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use libtest_mimic::Trial;
 mod bus;
 mod differential;
 mod filter;
+mod live_swap;
 mod probe;
 mod random;
 mod reasons;
@@ -19,6 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         bus::trials(),
         differential::trials(),
         filter::trials(),
+        live_swap::trials(),
         probe::trials(),
         reasons::trials(),
         registers::trials(),
