@@ -15,6 +15,7 @@ pub mod layout;
 pub mod memory;
 pub mod msr;
 mod running;
+mod timing;
 mod vcpu;
 mod vm;
 
@@ -22,4 +23,5 @@ pub use config::Config;
 pub use ending::{Ending, EndingSender};
 pub use fault::{Fault, FaultReason};
 pub use running::RunningVm;
+pub use timing::{BootTiming, Moment};
 pub use vm::{Vm, VmBuilder, VmError};

@@ -2,7 +2,7 @@
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
@@ -68,9 +68,19 @@ fn region(config: &VmConfig, start: u64, length: u64) -> Result<GuestRegionMmap,
         .with_hugetlbfs(config.huge_pages)
         .build()
         .map_err(|source| MemoryError::Map { size, hint, source })
+        .inspect(prefer_huge_pages)
         .and_then(|mapping| {
             GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(MemoryError::TooLarge(size))
         })
+}
+
+/// Asks for transparent huge pages: loading a kernel then takes a third of the time, and the guest has fewer page faults.
+/// A kernel image that is mapped instead of read would take no time to load, but a fault for each page that the guest
+/// touches, and the guest would change or die with the file.
+fn prefer_huge_pages(mapping: &MmapRegion) {
+    // SAFETY: the range is mapped, and the advice changes nothing that can be seen in it. A kernel without
+    // transparent huge pages refuses it, which is as good.
+    unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
 }
 
 /// Gives the memory to the VM.

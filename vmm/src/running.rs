@@ -14,6 +14,7 @@ use crate::devices::power::PowerManagement;
 use crate::devices::serial::Console;
 use crate::devices::virtio::MmioDevice;
 use crate::ending::{Ending, EndingReceiver, EndingSender};
+use crate::timing::Moment;
 use crate::vm::{Vm, VmError};
 
 /// A handle to a running VM. Dropping it stops the VM.
@@ -47,10 +48,15 @@ impl RunningVm {
         for vcpu in vm.vcpus {
             let clock = vm.clock.clone();
             let id = vcpu.location.thread;
+            // The others wait for the boot vCPU's first interrupt.
+            let timing = vm.timing.clone().filter(|_| id == 0);
             let thread = thread::Builder::new()
                 .name(format!("vcpu{id}"))
                 .spawn(move || {
                     clock.register(VcpuId(id));
+                    if let Some(timing) = timing {
+                        timing.mark(Moment::FirstRun);
+                    }
                     vcpu.run();
                 });
             // On an error, dropping `running` stops those that run.

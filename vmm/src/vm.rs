@@ -13,13 +13,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::acpi::{self, AcpiConfig, AcpiError};
 use crate::boot::registers::RegistersError;
-use crate::boot::{self, BootError, BootSource};
+use crate::boot::{self, BootError, Loading};
 use crate::clock::HostClock;
 use crate::config::{Config, ConfigError, VmConfig};
 use crate::control::Control;
 use crate::cpu::msrs::{self, BootMsrsError};
 use crate::cpu::topology::apic_id;
 use crate::cpu::{CpuModelError, Cpuid, CpuidError, HostCpu, HostCpuError};
+use crate::devices::boot_timer::BootTimer;
 use crate::devices::power::{I8042, PowerManagement, ResetRegister};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Console;
@@ -31,6 +32,7 @@ use crate::layout;
 use crate::memory::{self, MemoryError};
 use crate::msr::{MsrPlan, PlanError, VcpuView};
 use crate::running::RunningVm;
+use crate::timing::{BootTiming, Moment, TimedOutput};
 use crate::vcpu::Vcpu;
 
 /// Why a VM cannot be built.
@@ -126,6 +128,7 @@ pub struct VmBuilder {
     devices: Vec<Arc<dyn MsrDevice>>,
     observer: Option<Arc<dyn MsrObserver>>,
     output: Box<dyn Write + Send>,
+    timing: Option<Arc<BootTiming>>,
 }
 
 impl VmBuilder {
@@ -136,6 +139,7 @@ impl VmBuilder {
             devices: Vec::new(),
             observer: None,
             output: Box::new(io::sink()),
+            timing: None,
         }
     }
 
@@ -160,20 +164,27 @@ impl VmBuilder {
         self
     }
 
+    /// Sets where the times of the set-up and of the guest's boot are noted. The guest then has a boot timer
+    /// ([`layout::BOOT_TIMER`]).
+    #[must_use]
+    pub fn boot_timing(mut self, timing: Arc<BootTiming>) -> Self {
+        self.timing = Some(timing);
+        self
+    }
+
     /// Builds the VM, up to its first instruction.
     ///
     /// # Errors
     ///
     /// [`VmError`].
     pub fn build(self) -> Result<Vm, VmError> {
+        let timing = self.timing;
+        let mark = |moment| timing.iter().for_each(|timing| timing.mark(moment));
         let config = self.config;
         let topology = config.vm.topology()?;
         let kernel = config.vm.kernel.as_deref().ok_or(ConfigError::NoKernel)?;
         let devices = virtio_devices(&config.vm)?;
         let clock = Arc::new(HostClock::new(topology.vcpus()));
-        let kvm = Kvm::new().map_err(VmError::Open)?;
-        let vm = Arc::new(kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?);
-
         let context = DeviceContext {
             topology,
             cpu: config.cpu.cpu_identity()?,
@@ -182,13 +193,30 @@ impl VmBuilder {
         let plan = MsrPlan::new(&config.msr, &self.devices, self.observer, &context)?;
 
         let memory = memory::map(&config.vm)?;
-        memory::register(&vm, &memory)?;
-        create_interrupt_controllers(&vm)?;
+        let loading = Loading::start(
+            memory.clone(),
+            kernel.to_owned(),
+            config.vm.initrd.clone(),
+            timing.clone(),
+        )
+        .map_err(VmError::host("cannot start a thread"))?;
+        mark(Moment::MsrPlan);
+
+        let kvm = Kvm::new().map_err(VmError::Open)?;
+        let vm = Arc::new(kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?);
+        // Before the irqchip, whose creation leaves RCU callbacks pending. KVM waits out a grace period when a filter
+        // is replaced; with callbacks pending that takes 10 ms and more, and without some microseconds.
         plan.install(&vm)?;
+        mark(Moment::MsrFilter);
+        memory::register(&vm, &memory)?;
+        mark(Moment::Memory);
+        create_interrupt_controllers(&vm)?;
+        mark(Moment::InterruptControllers);
 
         let (ended, ending) = endings().map_err(VmError::host("cannot make an eventfd"))?;
         let virtio = virtio::attach(&vm, &memory, devices)?;
-        let machine = Machine::new(&vm, &ended, self.output, virtio)?;
+        let machine = Machine::new(&vm, &ended, self.output, virtio, timing.clone())?;
+        mark(Moment::Devices);
 
         let fds = create_vcpus(&vm, topology)?;
         let cpuid = Cpuid::new(&HostCpu::query(&kvm, &fds[0])?, &config.cpu, topology)?;
@@ -197,6 +225,7 @@ impl VmBuilder {
                 .map_err(VmError::kvm("KVM_SET_CPUID2"))?;
             msrs::set(fd)?;
         }
+        mark(Moment::Vcpus);
 
         let rsdp = acpi::write(
             &memory,
@@ -214,13 +243,9 @@ impl VmBuilder {
         if let Some(parameters) = cpuid.kernel_parameters() {
             cmdline = format!("{cmdline} {parameters}");
         }
-        let source = BootSource {
-            kernel,
-            initrd: config.vm.initrd.as_deref(),
-            cmdline: &cmdline,
-        };
-        let entry = boot::load(&memory, &source, Some(rsdp))?;
+        let entry = loading.finish()?.hand_over(&memory, &cmdline, Some(rsdp))?;
         boot::registers::set(&fds[0], &entry)?;
+        mark(Moment::Built);
 
         let control = Arc::new(Control::new(fds.len()));
         let vcpus = (0..)
@@ -245,6 +270,7 @@ impl VmBuilder {
             machine,
             ended,
             ending,
+            timing,
         })
     }
 }
@@ -263,11 +289,16 @@ impl Machine {
         ended: &EndingSender,
         output: Box<dyn Write + Send>,
         virtio: Vec<Arc<MmioDevice>>,
+        timing: Option<Arc<BootTiming>>,
     ) -> Result<Self, VmError> {
         let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
             .map_err(VmError::host("cannot make an eventfd"))?;
         vm.register_irqfd(&irq, layout::COM1_IRQ)
             .map_err(VmError::kvm("KVM_IRQFD"))?;
+        let output = match timing.clone() {
+            Some(timing) => Box::new(TimedOutput { output, timing }),
+            None => output,
+        };
         let console = Console::new(irq, output).map_err(VmError::host("cannot make an eventfd"))?;
         let power = PowerManagement::new(vm.clone(), ended.clone());
 
@@ -287,6 +318,9 @@ impl Machine {
             1,
             Arc::new(ResetRegister(ended.clone())),
         );
+        if let Some(timing) = timing {
+            add(layout::BOOT_TIMER, 1, Arc::new(BootTimer(timing)));
+        }
         for device in &virtio {
             let Slot { base, size, .. } = device.slot();
             let range = MmioRange::new(MmioAddress(base), size)
@@ -351,6 +385,7 @@ pub struct Vm {
     pub(crate) machine: Machine,
     pub(crate) ended: EndingSender,
     pub(crate) ending: EndingReceiver,
+    pub(crate) timing: Option<Arc<BootTiming>>,
 }
 
 impl Vm {

@@ -13,6 +13,7 @@ mod e820;
 mod elf;
 mod initrd;
 mod kernel;
+mod loading;
 mod memory;
 mod paging;
 pub mod registers;
@@ -21,6 +22,8 @@ mod zero_page;
 
 use std::path::{Path, PathBuf};
 
+use initrd::Initrd;
+use kernel::Kernel;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 pub use bzimage::BzImageError;
@@ -28,6 +31,7 @@ pub use cmdline::CmdlineError;
 pub use elf::ElfError;
 pub use initrd::InitrdError;
 pub use kernel::KernelError;
+pub(crate) use loading::Loading;
 pub use unpack::{Compression, UnpackError, unpack};
 
 /// What to boot.
@@ -94,27 +98,54 @@ pub fn load(
     source: &BootSource<'_>,
     rsdp: Option<GuestAddress>,
 ) -> Result<Entry, BootError> {
-    let kernel = kernel::load(memory, source.kernel).map_err(|error| BootError::Kernel {
-        path: source.kernel.to_owned(),
-        error,
-    })?;
-    let initrd = match source.initrd {
-        None => None,
-        Some(path) => {
-            let loaded = initrd::load(memory, path, &kernel);
-            Some(loaded.map_err(|error| BootError::Initrd {
+    Images::load(memory, source.kernel, source.initrd)?.hand_over(memory, source.cmdline, rsdp)
+}
+
+/// The files in guest memory, and where. All else that the kernel is handed takes no time to write.
+#[derive(Debug)]
+pub(crate) struct Images {
+    kernel: Kernel,
+    initrd: Option<Initrd>,
+}
+
+impl Images {
+    /// Loads kernel and initial RAM disk.
+    pub(crate) fn load(
+        memory: &GuestMemoryMmap,
+        kernel_path: &Path,
+        initrd: Option<&Path>,
+    ) -> Result<Self, BootError> {
+        let kernel = kernel::load(memory, kernel_path).map_err(|error| BootError::Kernel {
+            path: kernel_path.to_owned(),
+            error,
+        })?;
+        let initrd = initrd.map(|path| {
+            initrd::load(memory, path, &kernel).map_err(|error| BootError::Initrd {
                 path: path.to_owned(),
                 error,
-            })?)
-        }
-    };
-    cmdline::write(memory, source.cmdline, &kernel)?;
-    let zero_page = zero_page::write(memory, &kernel, initrd, rsdp)?;
-    paging::write(memory)?;
-    Ok(Entry {
-        address: kernel.entry,
-        zero_page,
-    })
+            })
+        });
+        Ok(Self {
+            initrd: initrd.transpose()?,
+            kernel,
+        })
+    }
+
+    /// Writes what the kernel is handed.
+    pub(crate) fn hand_over(
+        &self,
+        memory: &GuestMemoryMmap,
+        cmdline: &str,
+        rsdp: Option<GuestAddress>,
+    ) -> Result<Entry, BootError> {
+        cmdline::write(memory, cmdline, &self.kernel)?;
+        let zero_page = zero_page::write(memory, &self.kernel, self.initrd, rsdp)?;
+        paging::write(memory)?;
+        Ok(Entry {
+            address: self.kernel.entry,
+            zero_page,
+        })
+    }
 }
 
 /// Writes boot data to guest memory.

@@ -96,6 +96,10 @@ pub struct RunArgs {
     /// At the end, print which MSRs reached userspace, how often, and who answered.
     #[arg(long)]
     pub msr_stats: bool,
+    /// At the end, print where the time of the boot went. The guest's init takes part by writing a byte to I/O
+    /// port 0x610.
+    #[arg(long)]
+    pub boot_timing: bool,
     /// Print the configuration that results from all of this, and boot nothing.
     #[arg(long)]
     pub print_config: bool,

@@ -13,6 +13,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use msr_bus::DeviceModel;
 
+use crate::timing::{BootTiming, Moment};
+
 pub use args::{Cli, Command};
 
 /// The exit status for a guest or host fault.
@@ -46,6 +48,8 @@ impl Failure {
 
 /// Parses the process's arguments and does what they say.
 pub fn main() -> ExitCode {
+    let timing = BootTiming::since_exec();
+    timing.mark(Moment::Main);
     let cli = Cli::parse();
     env_logger::Builder::new()
         .filter_level(cli.log)
@@ -53,7 +57,7 @@ pub fn main() -> ExitCode {
         .format_target(false)
         .init();
     let outcome = match cli.command {
-        Command::Run(args) => run::run(*args),
+        Command::Run(args) => run::run(*args, timing),
         Command::Check { json } => check(json),
         Command::Filter(args) => filter::filter(&args),
         Command::Explain(args) => explain::explain(&args),

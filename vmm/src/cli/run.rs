@@ -9,10 +9,13 @@ use crate::cli::args::RunArgs;
 use crate::cli::{Failure, session};
 use crate::ending::Ending;
 use crate::msr::MsrStats;
+use crate::timing::{BootTiming, Moment};
 use crate::vm::{Vm, VmError};
 
 /// Boots a guest and serves it until it ends.
-pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
+///
+/// `timing` counts from the start of the program.
+pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
     let config = args.config().map_err(Failure::usage)?;
     if args.print_config {
         let text = toml::to_string(&config).map_err(Failure::fault)?;
@@ -21,15 +24,24 @@ pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
     }
     let cpus = config.vm.topology().map_err(Failure::usage)?.vcpus();
     let stats = args.msr_stats.then(|| Arc::new(MsrStats::new(cpus)));
+    let timing = args.boot_timing.then(|| Arc::new(timing));
     let signals = session::block_signals().map_err(Failure::fault)?;
 
     let mut builder = Vm::builder(config).console_output(io::stdout());
     if let Some(stats) = &stats {
         builder = builder.msr_observer(stats.clone() as Arc<dyn MsrObserver>);
     }
+    if let Some(timing) = &timing {
+        timing.mark(Moment::Configured);
+        builder = builder.boot_timing(timing.clone());
+    }
     let vm = builder.build().map_err(failure)?.start().map_err(failure)?;
     let bus = vm.msr_bus().clone();
     let ending = session::serve(vm, signals).map_err(Failure::fault)?;
+    if let Some(timing) = timing {
+        timing.mark(Moment::Ended);
+        eprint!("{timing}");
+    }
     if let Some(stats) = stats {
         eprint!("{}", stats.table(&bus));
     }

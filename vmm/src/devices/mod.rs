@@ -1,5 +1,6 @@
 //! The devices of the machine other than MSR devices.
 
+pub mod boot_timer;
 pub mod power;
 pub mod rtc;
 pub mod serial;
