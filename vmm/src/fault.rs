@@ -7,17 +7,14 @@ use kvm_ioctls::VcpuFd;
 use msr_bus::VcpuId;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::internal_error::InternalError;
+
 /// Why a vCPU cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FaultReason {
     /// `KVM_EXIT_INTERNAL_ERROR`: KVM itself cannot go on.
-    InternalError {
-        /// `KVM_INTERNAL_ERROR_*`.
-        suberror: u32,
-        /// What KVM says of it.
-        data: Vec<u64>,
-    },
+    InternalError(InternalError),
     /// `KVM_EXIT_FAIL_ENTRY`: the CPU refused the guest's state.
     FailEntry {
         /// The hardware's reason: VMX's VM-instruction error or basic exit reason, SVM's exit code.
@@ -40,26 +37,7 @@ pub enum FaultReason {
 impl fmt::Display for FaultReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InternalError { suberror, data } => {
-                let words = match *suberror {
-                    kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => {
-                        "KVM cannot emulate the instruction"
-                    }
-                    kvm_bindings::KVM_INTERNAL_ERROR_SIMUL_EX => "simultaneous exceptions",
-                    kvm_bindings::KVM_INTERNAL_ERROR_DELIVERY_EV => {
-                        "an event could not be delivered"
-                    }
-                    kvm_bindings::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => {
-                        "the hardware exited for a reason KVM does not know"
-                    }
-                    _ => "unknown suberror",
-                };
-                write!(f, "KVM_EXIT_INTERNAL_ERROR, suberror {suberror}: {words}")?;
-                if !data.is_empty() {
-                    write!(f, "; data {data:#x?}")?;
-                }
-                Ok(())
-            }
+            Self::InternalError(error) => error.fmt(f),
             Self::FailEntry {
                 hardware_reason,
                 cpu,

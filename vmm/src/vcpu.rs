@@ -13,6 +13,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::control::{Command, Control, Kickable};
 use crate::ending::{Ending, EndingSender};
 use crate::fault::{Fault, FaultReason};
+use crate::internal_error::InternalError;
 use crate::msr::{MsrExit, VcpuView, complete};
 
 /// What reads of ports and addresses that no device answers give.
@@ -98,7 +99,10 @@ impl Vcpu {
                         cpu,
                     });
                 }
-                Ok(VcpuExit::InternalError) => return Err(self.internal_error()),
+                Ok(VcpuExit::InternalError) => {
+                    let error = InternalError::from_run(self.fd.get_kvm_run());
+                    return Err(FaultReason::InternalError(error));
+                }
                 Ok(exit) => return Err(FaultReason::UnexpectedExit(format!("{exit:?}"))),
                 Err(error) => return Err(FaultReason::RunFailed(error)),
             }
@@ -118,17 +122,6 @@ impl Vcpu {
     fn interrupted(&mut self) -> Command {
         self.fd.set_kvm_immediate_exit(0);
         self.control.checkpoint()
-    }
-
-    fn internal_error(&mut self) -> FaultReason {
-        // SAFETY: plain integers, valid in every bit pattern, within `kvm_run`, and of the right union
-        // member after KVM_EXIT_INTERNAL_ERROR.
-        let internal = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal };
-        let count = (internal.ndata as usize).min(internal.data.len());
-        FaultReason::InternalError {
-            suberror: internal.suberror,
-            data: internal.data[..count].to_vec(),
-        }
     }
 }
 

@@ -19,7 +19,7 @@ use kvm_ioctls::Kvm;
 
 pub use access::AccessError;
 pub use capability::{Capability, Need};
-pub use ending::{Ending, InternalError};
+pub use ending::Ending;
 pub use report::{KvmReport, Report, Trial};
 
 /// Finds out what `/dev/kvm` can do. It takes some milliseconds where KVM works, and at most some seconds a
