@@ -15,18 +15,18 @@ export MODULES := $(abspath $(MODULES))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel rootfs build demo test bench lint clean
+.PHONY: help setup kernel rootfs build demo test soak bench lint clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
-setup: ## Install what is missing: QEMU, a C compiler (Debian and Ubuntu)
+setup: ## Install what is missing: QEMU, a C compiler, e2fsprogs (Debian and Ubuntu)
 	@resources/setup.sh
 
 kernel: setup ## Fetch Debian's cloud kernel into target/, once
 	@resources/fetch-kernel.sh cloud
 
-rootfs: setup ## Make a Debian root file system under target/, once; tests boot it if it is there
+rootfs: setup ## Make a Debian root file system under target/, once
 	@resources/make-rootfs.sh
 
 # The guests' inits and msr-vmm, which the tests run as they are.
@@ -36,8 +36,12 @@ build: setup ## Build everything
 demo: kernel build ## Boot Debian's kernel with MSRs answered in userspace
 	@$(BUILT)/demo
 
-test: kernel build ## All tests; those that need KVM run nested where the host's cannot boot Linux
+test: kernel rootfs build ## All tests; those that need KVM run nested where the host's cannot boot Linux
 	$(CARGO) test --workspace --profile $(PROFILE)
+
+soak: kernel build ## What takes too long for every day: KILLS= kills of the VMM under a write load
+	KILLS=$(or $(KILLS),25) $(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- \
+		disk::what_was_fsynced_outlives_a_killed_vmm
 
 bench: kernel setup ## All benchmarks
 	$(CARGO) build --workspace --bins --release

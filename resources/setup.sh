@@ -18,16 +18,19 @@ has_static_libc() {
     [ -e "$(cc -print-file-name=libc.a 2>/dev/null)" ]
 }
 
+# The file systems' tools are where many users' PATH does not lead.
+PATH=$PATH:/usr/sbin:/sbin
 need make command -v make
 need gcc command -v cc
 need libc6-dev has_static_libc
+need e2fsprogs command -v debugfs
 need qemu-system-x86 command -v qemu-system-x86_64
 
 command -v cargo >/dev/null || die "cargo is missing: install Rust (https://rustup.rs)"
 [ ${#packages[@]} -gt 0 ] || exit 0
 
 need_apt "this is not Debian or Ubuntu: install what provides these Debian packages: ${packages[*]}
-(a C compiler, glibc's libc.a, make, qemu-system-x86_64), and give a Linux kernel as KERNEL= and MODULES="
+(a C compiler, glibc's libc.a, make, e2fsprogs, qemu-system-x86_64), and give a Linux kernel as KERNEL= and MODULES="
 
 for package in "${packages[@]}"; do
     apt_knows "$package" || { apt_update && break; }

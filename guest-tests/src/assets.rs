@@ -7,6 +7,7 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::guest::DISK_MODULES;
 use crate::kernel::{Flavour, Kernel, KernelError};
@@ -19,7 +20,13 @@ pub const ROOT_VARIABLE: &str = "MSR_ASSETS";
 pub const ROOT: &str = "/assets";
 
 /// The modules that the Linux guests of the tests load, without their dependencies.
-const GUEST_MODULES: &[&str] = &["msr", "cpuid"];
+const GUEST_MODULES: &[&str] = &["msr", "cpuid", "virtio-rng"];
+
+/// The tools of e2fsprogs that tests use.
+const FILE_SYSTEM_TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
+
+/// The directory of the Debian root file system, under `target`.
+const ROOTFS: &str = "rootfs/bookworm";
 
 /// The environment variable that names the root disk's block device in the outer VM.
 const ROOTFS_VARIABLE: &str = "MSR_ROOTFS";
@@ -41,6 +48,20 @@ pub enum AssetError {
         path: PathBuf,
         /// The newer source file.
         source_file: PathBuf,
+    },
+    /// The Debian root file system was not made.
+    #[error("no Debian root file system in target/{ROOTFS}: make it with `make rootfs`")]
+    NoRootfs,
+    /// A tool of e2fsprogs is missing.
+    #[error("no {0} here: install e2fsprogs, as resources/setup.sh does")]
+    NoFileSystemTool(String),
+    /// What a tool is linked with cannot be told.
+    #[error("cannot tell what {} is linked with: {reason}", path.display())]
+    Linked {
+        /// The tool.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
     },
     /// A kernel or module is missing.
     #[error(transparent)]
@@ -109,7 +130,14 @@ pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
         vm.file(format!("{ROOT}/bin/{name}"), path);
     }
     pack_kernel(vm, Flavour::Cloud)?;
-    if let Some(image) = rootfs() {
+    for name in FILE_SYSTEM_TOOLS {
+        let tool = file_system_tool(name)?;
+        for path in libraries(&tool)?.into_iter().chain([tool]) {
+            vm.file(path.to_string_lossy(), &path);
+        }
+    }
+    // Without it, the one test that needs it says so.
+    if let Ok(image) = rootfs() {
         vm.disk(image).env(ROOTFS_VARIABLE, "/dev/vda");
     }
     vm.env(ROOT_VARIABLE, ROOT);
@@ -133,14 +161,47 @@ fn pack_kernel(vm: &mut OuterVm, flavour: Flavour) -> Result<(), AssetError> {
     Ok(())
 }
 
-/// The Debian root file system that `resources/make-rootfs.sh` makes, if it has been made: the image
-/// on the host, and a disk that may be written to in the outer VM.
-pub fn rootfs() -> Option<PathBuf> {
+/// The Debian root file system that `resources/make-rootfs.sh` makes: the image on the host, and a
+/// disk that may be written to in the outer VM.
+pub fn rootfs() -> Result<PathBuf, AssetError> {
     if packed().is_some() {
-        return env::var_os(ROOTFS_VARIABLE).map(PathBuf::from);
+        let disk = env::var_os(ROOTFS_VARIABLE).ok_or(AssetError::NoRootfs)?;
+        return Ok(PathBuf::from(disk));
     }
-    let image = target_directory().join("rootfs/bookworm/image");
-    image.is_file().then_some(image)
+    let image = target_directory().join(ROOTFS).join("image");
+    if image.is_file() {
+        Ok(image)
+    } else {
+        Err(AssetError::NoRootfs)
+    }
+}
+
+/// One of [`FILE_SYSTEM_TOOLS`]: in the outer VM they are where they are on the host.
+pub fn file_system_tool(name: &str) -> Result<PathBuf, AssetError> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Where they are, and where many users' PATH does not lead.
+    let administrators = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path)
+        .chain(administrators)
+        .map(|directory| directory.join(name))
+        .find(|tool| tool.is_file())
+        .ok_or_else(|| AssetError::NoFileSystemTool(name.to_owned()))
+}
+
+/// The shared libraries of an executable, and what loads them, as ldd lists them.
+fn libraries(path: &Path) -> Result<Vec<PathBuf>, AssetError> {
+    let failed = |reason| AssetError::Linked {
+        path: path.to_owned(),
+        reason,
+    };
+    let output = Command::new("ldd").arg(path).output();
+    let output = output.map_err(|error| failed(format!("ldd: {error}")))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let paths = text.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths.map(PathBuf::from).collect())
 }
 
 fn target_directory() -> PathBuf {

@@ -20,6 +20,7 @@ const FORWARDED: &[&str] = &[
     "RUST_LOG",
     "PROPTEST_CASES",
     "SEED",
+    "KILLS",
     "VERBOSE",
 ];
 

@@ -8,15 +8,20 @@ use std::path::Path;
 
 /// Mounts a pseudo file system.
 pub fn mount(kind: &str, at: &str) -> io::Result<()> {
-    let kind = CString::new(kind)?;
-    let at = CString::new(at)?;
-    // SAFETY: both strings are NUL-terminated and outlive the call; no data is passed.
+    mount_from(kind, at, kind, 0)
+}
+
+/// Mounts what is on a device, or with other flags moves a mount: mount(2) without data.
+pub fn mount_from(source: &str, at: &str, kind: &str, flags: libc::c_ulong) -> io::Result<()> {
+    let [source, at, kind] = [source, at, kind].map(CString::new);
+    let (source, at, kind) = (source?, at?, kind?);
+    // SAFETY: the strings are NUL-terminated and outlive the call; no data is passed.
     let result = unsafe {
         libc::mount(
-            kind.as_ptr(),
+            source.as_ptr(),
             at.as_ptr(),
             kind.as_ptr(),
-            0,
+            flags,
             std::ptr::null(),
         )
     };

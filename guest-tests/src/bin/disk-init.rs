@@ -7,9 +7,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::ffi::CString;
 use std::fs;
-use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -49,10 +47,10 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
 
     let read_only = if writable { 0 } else { libc::MS_RDONLY };
     fs::create_dir_all(NEW_ROOT)?;
-    mount(disk, NEW_ROOT, "ext4", read_only)
+    init::mount_from(disk, NEW_ROOT, "ext4", read_only)
         .map_err(|error| format!("cannot mount {disk}: {error}"))?;
     for directory in ["/dev", "/proc", "/sys"] {
-        mount(
+        init::mount_from(
             directory,
             &format!("{NEW_ROOT}{directory}"),
             "",
@@ -62,7 +60,7 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
     }
     // The initrd stays below the new root: a megabyte that no one can reach.
     std::env::set_current_dir(NEW_ROOT)?;
-    mount(".", "/", "", libc::MS_MOVE)?;
+    init::mount_from(".", "/", "", libc::MS_MOVE)?;
     std::os::unix::fs::chroot(".")?;
     std::env::set_current_dir("/")?;
     Err(Command::new("/sbin/init").exec().into())
@@ -75,25 +73,6 @@ fn wait_for(disk: &Path) -> Result<(), String> {
             return Err(format!("there is no {}", disk.display()));
         }
         thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
-}
-
-fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong) -> io::Result<()> {
-    let [source, target, kind] = [source, target, kind].map(CString::new);
-    let (source, target, kind) = (source?, target?, kind?);
-    // SAFETY: the strings are NUL-terminated and outlive the call; no data is passed.
-    let result = unsafe {
-        libc::mount(
-            source.as_ptr(),
-            target.as_ptr(),
-            kind.as_ptr(),
-            flags,
-            std::ptr::null(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
     }
     Ok(())
 }

@@ -241,6 +241,18 @@ impl RunningGuest {
         self.child.id()
     }
 
+    /// The console so far.
+    pub fn console(&self) -> String {
+        self.console.so_far()
+    }
+
+    /// Kills `msr-vmm` as `kill -9` does, and returns the console once the process is gone.
+    pub fn kill(mut self) -> io::Result<String> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(self.console.all())
+    }
+
     /// Waits until the console shows `text`.
     pub fn wait_for(&mut self, text: &str) -> Result<(), BootError> {
         loop {

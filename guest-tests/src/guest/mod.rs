@@ -24,10 +24,12 @@
 mod boot;
 mod initrd;
 mod plan;
+mod record;
 mod report;
 
 pub use boot::{BootError, COMMAND_LINE, Folder, Guest, Outcome, RunningGuest};
 pub(crate) use initrd::DISK_MODULES;
 pub use initrd::{Initrd, InitrdError, MODULES_PATH, ORDER_PATH, PLAN_PATH};
 pub use plan::{End, Plan, Step};
+pub use record::{RECORD_LEN, intact_records, record};
 pub use report::{Answer, Line, Report, ReportError};

@@ -148,6 +148,33 @@ pub enum Step {
         /// How long.
         milliseconds: u64,
     },
+    /// Mount an ext4 file system, once its disk is there. Answers `Done`.
+    MountDisk {
+        /// The disk's device file.
+        disk: String,
+        /// The directory to mount it on, which is made.
+        at: String,
+    },
+    /// Read the first bytes of a file that may be a device. Answers `Text`, in hexadecimal digits.
+    ReadBytes {
+        /// The absolute path.
+        path: String,
+        /// How many.
+        count: usize,
+    },
+    /// Read the last block of a disk, past the page cache, until that fails. Answers `Errno`.
+    ReadLastBlockUntilError {
+        /// The disk's device file.
+        disk: String,
+    },
+    /// Append [records](super::record()) to the file `records` in a directory and fsync each, after
+    /// those that are there, while another thread makes, renames and removes files beside it. Prints
+    /// `found N` first and `fsynced N` after each record, with the number of records so far. Answers
+    /// nothing unless it fails, as it goes on until the machine ends.
+    WriteRecords {
+        /// The absolute path of the directory.
+        directory: String,
+    },
     /// Print a line for people. `{release}` in it becomes the kernel's release. Answers `Done`.
     Print {
         /// The line.
@@ -182,6 +209,13 @@ impl Step {
     pub fn read_file(path: &str) -> Self {
         Self::ReadFile {
             path: path.to_owned(),
+        }
+    }
+
+    /// [`Step::LoadModule`].
+    pub fn load_module(name: &str) -> Self {
+        Self::LoadModule {
+            name: name.to_owned(),
         }
     }
 

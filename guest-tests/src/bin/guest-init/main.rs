@@ -1,6 +1,7 @@
 //! Init of the tests' Linux guests: follows the plan in its initrd and reports on the console. See
 //! `guest_tests::guest`.
 
+mod disk;
 mod msr;
 mod steps;
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::__cpuid_count;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use guest_tests::guest::{Answer, MODULES_PATH, Step};
 use guest_tests::init;
 
+use crate::disk;
 use crate::msr::{self, Msrs};
 
 /// The answer to a step; errors are answers too.
@@ -62,6 +63,17 @@ fn attempt(step: &Step) -> io::Result<Answer> {
             Answer::Done
         }
         Step::Spin { cpu, milliseconds } => spin(*cpu, Duration::from_millis(*milliseconds))?,
+        Step::MountDisk { disk, at } => {
+            disk::mount(disk, at)?;
+            Answer::Done
+        }
+        Step::ReadBytes { path, count } => {
+            let mut bytes = vec![0; *count];
+            fs::File::open(path)?.read_exact(&mut bytes)?;
+            Answer::Text(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+        }
+        Step::ReadLastBlockUntilError { disk } => return Err(disk::read_last_block(disk)),
+        Step::WriteRecords { directory } => return Err(disk::write_records(Path::new(directory))),
         Step::Print { text } => {
             println!("{}", text.replace("{release}", &release()?));
             Answer::Done

@@ -1,0 +1,107 @@
+//! What is done to a disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guest_tests::guest::{RECORD_LEN, intact_records, record};
+use guest_tests::init;
+
+/// How long a disk may take to be there, once its driver is.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What Linux takes for a direct read of any disk.
+const BLOCK: usize = 4096;
+
+/// Mounts an ext4 file system for writing.
+pub(crate) fn mount(disk: &str, at: &str) -> io::Result<()> {
+    let begin = Instant::now();
+    while !Path::new(disk).exists() && begin.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(10));
+    }
+    fs::create_dir_all(at)?;
+    init::mount_from(disk, at, "ext4", 0)
+}
+
+/// Reads a disk's last block until it cannot be read.
+pub(crate) fn read_last_block(disk: &str) -> io::Error {
+    loop {
+        if let Err(error) = direct_read(disk) {
+            return error;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn direct_read(disk: &str) -> io::Result<()> {
+    #[repr(align(4096))]
+    struct Aligned([u8; BLOCK]);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(disk)?;
+    file.seek(SeekFrom::End(-(BLOCK as i64)))?;
+    file.read_exact(&mut Aligned([0; BLOCK]).0)
+}
+
+/// Writes records until it cannot, with a load beside them.
+pub(crate) fn write_records(directory: &Path) -> io::Error {
+    thread::scope(|scope| {
+        // It ends when the machine does.
+        scope.spawn(|| churn(directory));
+        append(directory)
+    })
+}
+
+fn append(directory: &Path) -> io::Error {
+    let forever = || -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(directory.join("records"))?;
+        let mut contents = Vec::new();
+        file.read_to_end(&mut contents)?;
+        let found = intact_records(&contents);
+        let end = found * RECORD_LEN as u64;
+        file.set_len(end)?;
+        file.seek(SeekFrom::Start(end))?;
+        // The file's name as well.
+        File::open(directory)?.sync_all()?;
+        println!("found {found}");
+        for number in found.. {
+            file.write_all(&record(number))?;
+            file.sync_all()?;
+            println!("fsynced {}", number + 1);
+        }
+        Ok(())
+    };
+    forever().expect_err("there are always more numbers")
+}
+
+/// Makes, renames and removes files of changing lengths, and syncs the disk now and then.
+fn churn(directory: &Path) {
+    const FILES: u64 = 16;
+    for round in 0_u64.. {
+        let new = directory.join(format!("new-{}", round % FILES));
+        let old = directory.join(format!("old-{}", round * 7 % FILES));
+        let length = (round * 7919 % 64 * 1024) as usize;
+        // A full disk, say, is part of the load.
+        let _ = fs::write(&new, vec![round as u8; length]);
+        let _ = fs::rename(&new, &old);
+        if round % 3 == 0 {
+            let _ = fs::remove_file(directory.join(format!("old-{}", round % FILES)));
+        }
+        if round % 32 == 31
+            && let Ok(file) = File::open(directory)
+        {
+            // SAFETY: the descriptor is open.
+            unsafe { libc::syncfs(file.as_raw_fd()) };
+        }
+    }
+}
