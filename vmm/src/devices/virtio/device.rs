@@ -1,4 +1,6 @@
-use std::sync::atomic::AtomicBool;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
@@ -28,8 +30,9 @@ pub trait VirtioDevice: Send {
         0
     }
 
-    /// What serves the queues, now that the driver has accepted `features`.
-    fn handler(&mut self, features: u64) -> Box<dyn QueueHandler>;
+    /// What serves the queues, now that the driver has accepted `features`. What is wrong with its
+    /// requests goes to `complaints`.
+    fn handler(&mut self, features: u64, complaints: Complaints) -> Box<dyn QueueHandler>;
 }
 
 /// Serves the requests that the driver makes available.
@@ -58,30 +61,53 @@ pub enum Served {
 }
 
 /// Logs what a driver did wrong, and stops doing so before a hostile one can fill the log.
-#[derive(Debug)]
+///
+/// Clones share the limit. There is one for each device, for as long as it lives: a driver does not get
+/// a new limit by a reset.
+#[derive(Clone, Debug)]
 pub struct Complaints {
-    name: String,
-    left: u32,
+    name: Arc<str>,
+    left: Arc<AtomicU32>,
 }
 
 impl Complaints {
     const MAX: u32 = 10;
 
     /// Complaints that start with `name`.
-    pub fn new(name: impl Into<String>) -> Self {
+    pub fn new(name: &str) -> Self {
         Self {
             name: name.into(),
-            left: Self::MAX,
+            left: Arc::new(AtomicU32::new(Self::MAX)),
         }
     }
 
     /// Logs `what`, unless there was too much of that already.
-    pub fn log(&mut self, what: std::fmt::Arguments<'_>) {
-        match self.left {
-            0 => return,
-            1 => log::warn!("{}: {what}; more of that is not reported", self.name),
-            _ => log::warn!("{}: {what}", self.name),
+    pub fn log(&self, what: fmt::Arguments<'_>) {
+        match self.take() {
+            None => {}
+            Some(1) => log::warn!("{}: {what}; more of that is not reported", self.name),
+            Some(_) => log::warn!("{}: {what}", self.name),
         }
-        self.left -= 1;
+    }
+
+    /// How many may still be logged, this one included.
+    fn take(&self) -> Option<u32> {
+        // The count guards nothing but itself.
+        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+        let one_less = |left: u32| left.checked_sub(1);
+        self.left.fetch_update(set, get, one_less).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_of_complaints_share_the_limit() {
+        let complaints = Complaints::new("a disk");
+        let logged = (0..100).filter_map(|_| complaints.clone().take());
+        assert!(logged.eq((1..=Complaints::MAX).rev()));
+        assert_eq!(complaints.take(), None);
     }
 }

@@ -40,10 +40,10 @@ impl VirtioDevice for Entropy {
 
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
-    fn handler(&mut self, _features: u64) -> Box<dyn QueueHandler> {
+    fn handler(&mut self, _features: u64, complaints: Complaints) -> Box<dyn QueueHandler> {
         Box::new(Handler {
             request: Request::new(MAX_DESCRIPTORS),
-            complaints: Complaints::new(self.name()),
+            complaints,
         })
     }
 }

@@ -258,7 +258,8 @@ impl Transport {
             self.notifier.needs_reset();
             return;
         }
-        self.handler = Some(self.device.handler(self.driver_features));
+        let complaints = self.complaints.clone();
+        self.handler = Some(self.device.handler(self.driver_features, complaints));
         self.start_worker();
     }
 
@@ -301,7 +302,7 @@ impl Transport {
             .map_err(std::io::Error::other)
             .and_then(|queues| {
                 let service = Service::new(
-                    self.device.name().to_owned(),
+                    self.complaints.clone(),
                     Arc::clone(&self.mem),
                     queues,
                     Arc::clone(&self.kicks),
@@ -313,7 +314,7 @@ impl Transport {
         match started {
             Ok(worker) => self.worker = Some(worker),
             Err(error) => {
-                log::error!("{}: cannot start: {error}", self.device.name());
+                self.complaints.log(format_args!("cannot start: {error}"));
                 self.notifier.needs_reset();
             }
         }

@@ -113,14 +113,14 @@ impl Handler {
         image: Arc<Image>,
         serial: [u8; SERIAL_LEN],
         features: u64,
-        name: &str,
+        complaints: Complaints,
     ) -> Self {
         Self {
             image,
             serial,
             features,
             request: Request::new(SEG_MAX as usize + 2),
-            complaints: Complaints::new(name),
+            complaints,
         }
     }
 

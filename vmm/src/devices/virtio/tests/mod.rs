@@ -6,4 +6,5 @@ mod driver;
 mod entropy;
 mod hostile;
 mod life_cycle;
+mod log;
 mod transport;
