@@ -12,8 +12,9 @@ use super::ext4;
 /// How many kills there are unless the environment variable `KILLS` says. Each takes a boot.
 const KILLS: u32 = 3;
 
-/// The longest that the load lasts, in milliseconds from the first record.
-const LONGEST: u64 = 1500;
+/// How many records a guest is left to write, at the most, and how many milliseconds more.
+const MOST_RECORDS: u64 = 16;
+const LONGEST: u64 = 500;
 
 pub(super) fn what_was_fsynced_outlives_a_killed_vmm() -> Result<(), Failed> {
     let kills = from_environment("KILLS")?.map_or(Ok(KILLS), u32::try_from)?;
@@ -31,15 +32,13 @@ pub(super) fn what_was_fsynced_outlives_a_killed_vmm() -> Result<(), Failed> {
             .option("--disk", &image)
             .start()?;
         guest.wait_for("fsynced ")?;
+        let found = number(&guest.console(), "found")?;
         // Knuth's multiplicative hash: the same moments for the same seed.
         let moment = (seed + u64::from(kill)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        thread::sleep(Duration::from_millis(moment % LONGEST));
-        let console = guest.kill()?;
+        guest.wait_for(&format!("fsynced {}\r", found + 1 + moment % MOST_RECORDS))?;
+        thread::sleep(Duration::from_millis(moment / MOST_RECORDS % LONGEST));
+        let fsynced = number(&guest.kill()?, "fsynced")?;
 
-        let number = |word| {
-            ext4::last_number(&console, word).ok_or_else(|| format!("no `{word} N`: {console}"))
-        };
-        let (found, fsynced) = (number("found")?, number("fsynced")?);
         // The guest's own recovery, of the kill before.
         if found < promised {
             return Err(format!("kill {kill}: the guest found {found} of {promised}").into());
@@ -56,6 +55,10 @@ pub(super) fn what_was_fsynced_outlives_a_killed_vmm() -> Result<(), Failed> {
         begin.elapsed()
     );
     Ok(())
+}
+
+fn number(console: &str, word: &str) -> Result<u64, String> {
+    ext4::last_number(console, word).ok_or_else(|| format!("no `{word} N`: {console}"))
 }
 
 fn from_environment(name: &str) -> Result<Option<u64>, Failed> {
