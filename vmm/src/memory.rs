@@ -1,5 +1,7 @@
 //! The guest's memory.
 
+use std::ptr;
+
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
@@ -9,6 +11,9 @@ use vm_memory::{
 
 use crate::config::{MemorySize, VmConfig};
 use crate::layout;
+
+/// The size of a huge page, in bytes: one entry of a page directory.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Guest memory that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +67,7 @@ fn region(config: &VmConfig, start: u64, length: u64) -> Result<GuestRegionMmap,
     if config.prefault {
         flags |= libc::MAP_POPULATE;
     }
+    let _gap = aligned_gap(length);
     MmapRegionBuilder::new(length)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(flags)
@@ -72,6 +78,42 @@ fn region(config: &VmConfig, start: u64, length: u64) -> Result<GuestRegionMmap,
         .and_then(|mapping| {
             GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(MemoryError::TooLarge(size))
         })
+}
+
+/// What keeps part of the address space free of other mappings, for as long as it lives.
+struct Reserved {
+    address: *mut libc::c_void,
+    length: usize,
+}
+
+impl Reserved {
+    fn new(near: *mut libc::c_void, length: usize) -> Option<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: without MAP_FIXED nothing that is mapped is replaced.
+        let address = unsafe { libc::mmap(near, length, libc::PROT_NONE, flags, -1, 0) };
+        (address != libc::MAP_FAILED).then_some(Self { address, length })
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: this value owns the mapping, and nothing is ever put there.
+        unsafe { libc::munmap(self.address, self.length) };
+    }
+}
+
+/// Arranges that the next mapping of `length` bytes begins at a multiple of [`HUGE_PAGE`], as it does by itself from Linux 6.7
+/// on: KVM maps huge pages only where host and guest addresses agree in their lower bits. Memory is mapped downwards from
+/// the lowest mapping, so it is enough to fill what lies between and would spoil that.
+///
+/// It is a matter of speed alone: where another thread maps memory in between, or the host maps it in another order, the
+/// guest's pages are small.
+fn aligned_gap(length: usize) -> Option<Reserved> {
+    let room = Reserved::new(ptr::null_mut(), length.checked_add(HUGE_PAGE)?)?;
+    let end = room.address.addr() + room.length;
+    let aligned_end = (end - length) / HUGE_PAGE * HUGE_PAGE + length;
+    drop(room);
+    Reserved::new(ptr::without_provenance_mut(aligned_end), end - aligned_end)
 }
 
 /// Asks for transparent huge pages: loading a kernel then takes a third of the time, and the guest has fewer page faults.
@@ -127,6 +169,18 @@ mod tests {
         assert_eq!(ranges(3 * GIB), [(0, 3 * GIB)]);
         assert_eq!(ranges(3 * GIB + 4096), [(0, 3 * GIB), (4 * GIB, 4096)]);
         assert_eq!(ranges(8 * GIB), [(0, 3 * GIB), (4 * GIB, 5 * GIB)]);
+    }
+
+    #[test]
+    fn a_gap_leaves_room_that_ends_where_an_aligned_mapping_does() {
+        for length in [HUGE_PAGE, 3 * HUGE_PAGE + 4096, 4096] {
+            // Nothing is reserved where the room is aligned already.
+            if let Some(gap) = aligned_gap(length) {
+                assert!(gap.length <= HUGE_PAGE);
+                let start = gap.address.addr() - length;
+                assert_eq!(start % HUGE_PAGE, 0, "{length:#x}");
+            }
+        }
     }
 
     #[test]
