@@ -46,6 +46,8 @@ pub struct VmConfig {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// How many seconds a guest that was asked to switch itself off may take before it is stopped.
+    pub grace: u32,
     /// Whether the guest has a source of random numbers, a virtio entropy device.
     pub entropy: bool,
     /// The disks, `[[vm.disk]]`, in the order of the guest's `/dev/vda`, `/dev/vdb` and so on.
@@ -83,6 +85,7 @@ impl Default for VmConfig {
             kernel: None,
             initrd: None,
             cmdline: "console=ttyS0 reboot=k panic=-1".into(),
+            grace: 30,
             entropy: false,
             disks: Vec::new(),
         }
@@ -102,7 +105,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not TOML, or has keys or values that mean nothing.
-    #[error("config {path}: {source}")]
+    #[error("config {path}: {source}{}", hint(source.message()))]
     Parse {
         /// The file.
         path: PathBuf,
@@ -136,7 +139,8 @@ pub enum ConfigError {
 pub const MAX_CPUS: u32 = 128;
 
 impl Config {
-    /// Reads a configuration file. Relative paths in it are relative to the file's own folder.
+    /// Reads a configuration file. Relative paths in it are relative to the file's own folder, and absolute in
+    /// what this returns.
     ///
     /// # Errors
     ///
@@ -151,13 +155,17 @@ impl Config {
             source: Box::new(source),
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
+        let absolute = |file: &Path| std::path::absolute(folder.join(file));
         let disks = config.vm.disks.iter_mut().map(|disk| &mut disk.path);
         for file in [&mut config.vm.kernel, &mut config.vm.initrd]
             .into_iter()
             .flatten()
             .chain(disks)
         {
-            *file = folder.join(&*file);
+            *file = absolute(file).map_err(|source| ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            })?;
         }
         if let Some(profile) = &mut config.msr.profile
             && !is_built_in_profile(profile)
@@ -166,6 +174,22 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+/// The known name that is most like the unknown one in a message of serde's, as a question to add to it.
+fn hint(message: &str) -> String {
+    let mut names = message.split('`').skip(1).step_by(2);
+    if !message.contains("unknown") {
+        return String::new();
+    }
+    let Some(unknown) = names.next() else {
+        return String::new();
+    };
+    names
+        .map(|name| (strsim::jaro_winkler(unknown, name), name))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map_or(String::new(), |(_, name)| format!("did you mean `{name}`?"))
 }
 
 impl VmConfig {
@@ -329,14 +353,37 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_key_is_an_error_that_names_the_line_and_the_right_keys() {
-        let error = toml::from_str::<Config>("[vm]\ncpus = 1\nmemmory = 3\n")
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("line 3"), "{error}");
-        assert!(
-            error.contains("`memmory`") && error.contains("`memory`"),
-            "{error}"
-        );
+    fn a_mistyped_key_is_an_error_that_names_the_line_and_the_right_key() {
+        for (text, line, right) in [
+            ("[vm]\ncpus = 1\nmemmory = 3\n", 3, "memory"),
+            ("[vm]\nhugepages = true\n", 2, "huge_pages"),
+            ("[vm.topology]\ncore = 1\n", 2, "cores"),
+            (
+                "[[vm.disk]]\npath = \"d\"\nread_only = true\n",
+                3,
+                "readonly",
+            ),
+            ("[cpus]\nmodel = 1\n", 1, "cpu"),
+            ("[msr]\nunclaimd = \"ignore\"\n", 2, "unclaimed"),
+            ("[msr.filter]\ndefualt = \"deny\"\n", 2, "default"),
+        ] {
+            let source = Box::new(toml::from_str::<Config>(text).unwrap_err());
+            let path = "vm.toml".into();
+            let error = ConfigError::Parse { path, source }.to_string();
+            assert!(error.contains("vm.toml"), "{error}");
+            assert!(error.contains(&format!("line {line}")), "{error}");
+            assert!(
+                error.ends_with(&format!("did you mean `{right}`?")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_like_no_key_gets_no_advice() {
+        let source = Box::new(toml::from_str::<Config>("[vm]\nzzz = 1\n").unwrap_err());
+        let path = "vm.toml".into();
+        let error = ConfigError::Parse { path, source }.to_string();
+        assert!(!error.contains("did you mean"), "{error}");
     }
 }

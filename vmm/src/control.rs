@@ -7,14 +7,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-/// What the vCPUs are to do.
+/// What a vCPU is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     /// Execute the guest.
     Run,
-    /// Stand still.
-    Pause,
-    /// End their threads.
+    /// End its thread.
     Stop,
 }
 
@@ -25,7 +23,9 @@ pub(crate) struct Control {
 }
 
 struct State {
-    command: Command,
+    stopping: bool,
+    /// Pauses in force: the vCPUs stand still until each of them is over.
+    pauses: usize,
     /// vCPUs that stand still because of a pause.
     parked: usize,
     /// vCPUs whose threads have not ended.
@@ -35,7 +35,8 @@ struct State {
 impl Control {
     pub(crate) fn new(vcpus: usize) -> Self {
         let state = State {
-            command: Command::Run,
+            stopping: false,
+            pauses: 0,
             parked: 0,
             alive: vcpus,
         };
@@ -45,48 +46,62 @@ impl Control {
         }
     }
 
-    /// Says what is to be done from now on. The vCPUs learn of it when they are kicked.
-    pub(crate) fn command(&self, command: Command) {
-        let mut state = self.state();
-        // A VM that is being stopped stays so.
-        if state.command != Command::Stop {
-            state.command = command;
-            self.changed.notify_all();
-        }
+    /// Begins a pause. The vCPUs learn of it when they are kicked.
+    pub(crate) fn begin_pause(&self) {
+        self.state().pauses += 1;
     }
 
-    /// Waits until every vCPU that still lives stands still.
-    pub(crate) fn wait_parked(&self) {
+    /// Ends a pause.
+    pub(crate) fn end_pause(&self) {
         let mut state = self.state();
-        while state.parked < state.alive && state.command == Command::Pause {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        state.pauses = state.pauses.saturating_sub(1);
+        self.changed.notify_all();
+    }
+
+    /// Says that the vCPUs are to end, paused or not. They learn of it when they are kicked.
+    pub(crate) fn stop(&self) {
+        self.state().stopping = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until every vCPU that still lives stands still, or need not.
+    pub(crate) fn wait_parked(&self) {
+        let waiting =
+            |state: &mut State| state.parked < state.alive && state.pauses > 0 && !state.stopping;
+        drop(self.wait_while(self.state(), waiting));
     }
 
     /// What a kicked vCPU does: stands still for as long as it should, then returns whether to go on.
     pub(crate) fn checkpoint(&self) -> Command {
+        let waiting = |state: &mut State| state.pauses > 0 && !state.stopping;
         let mut state = self.state();
-        if state.command == Command::Pause {
+        if waiting(&mut state) {
             state.parked += 1;
             self.changed.notify_all();
-            while state.command == Command::Pause {
-                state = self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
+            state = self.wait_while(state, waiting);
             state.parked -= 1;
         }
-        state.command
+        if state.stopping {
+            Command::Stop
+        } else {
+            Command::Run
+        }
     }
 
     /// What a vCPU's thread does last.
     pub(crate) fn leave(&self) {
         self.state().alive -= 1;
         self.changed.notify_all();
+    }
+
+    fn wait_while<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        condition: impl FnMut(&mut State) -> bool,
+    ) -> MutexGuard<'a, State> {
+        self.changed
+            .wait_while(state, condition)
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -137,5 +152,71 @@ impl Kickable {
 impl Drop for Kickable {
     fn drop(&mut self) {
         IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// Threads that count, as vCPUs execute, and look at the control all the time.
+    fn counting(control: &Arc<Control>, count: &Arc<AtomicUsize>) -> thread::JoinHandle<()> {
+        let (control, count) = (control.clone(), count.clone());
+        thread::spawn(move || {
+            while control.checkpoint() == Command::Run {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            control.leave();
+        })
+    }
+
+    #[test]
+    fn nobody_runs_until_every_pause_is_over() {
+        let control = Arc::new(Control::new(2));
+        let count = Arc::new(AtomicUsize::new(0));
+        control.begin_pause();
+        let threads = [counting(&control, &count), counting(&control, &count)];
+        control.wait_parked();
+        for _ in 0..1000 {
+            // A second pause within the first, as the filter's replacement in a paused VM is.
+            control.begin_pause();
+            control.wait_parked();
+            control.end_pause();
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 0);
+        control.end_pause();
+        while count.load(Ordering::Relaxed) == 0 {
+            thread::yield_now();
+        }
+        control.begin_pause();
+        control.wait_parked();
+        let paused_at = count.load(Ordering::Relaxed);
+        thread::yield_now();
+        assert_eq!(count.load(Ordering::Relaxed), paused_at);
+        control.stop();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_pause_waits_for_no_vcpu_that_has_ended_nor_for_one_that_ends() {
+        let control = Arc::new(Control::new(1));
+        control.leave();
+        control.begin_pause();
+        control.wait_parked();
+        let control = Arc::new(Control::new(1));
+        control.begin_pause();
+        let waiting = {
+            let control = control.clone();
+            thread::spawn(move || control.wait_parked())
+        };
+        control.stop();
+        waiting.join().unwrap();
+        assert_eq!(control.checkpoint(), Command::Stop);
     }
 }

@@ -93,6 +93,20 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// Whether the registers are those after INIT. KVM on AMD resets a vCPU that shuts down, because the
+    /// processor does not keep its state then (AMD64 APM vol. 2, section 15.14.3).
+    fn was_reset(&self) -> bool {
+        const RESET_VECTOR: u64 = 0xfff0;
+        const RESET_BASE: u64 = 0xffff_0000;
+        self.registers.as_ref().is_some_and(|registers| {
+            let (regs, sregs) = &**registers;
+            self.reason == FaultReason::Shutdown
+                && (regs.rip, sregs.cs.base) == (RESET_VECTOR, RESET_BASE)
+        })
+    }
+}
+
 fn instruction_bytes(fd: &VcpuFd, memory: &GuestMemoryMmap, rip: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     while bytes.len() < LONGEST_INSTRUCTION {
@@ -114,6 +128,9 @@ impl fmt::Display for Fault {
         let Some((r, s)) = self.registers.as_deref() else {
             return write!(f, "  its registers cannot be read");
         };
+        if self.was_reset() {
+            writeln!(f, "  KVM has reset this vCPU; what it did before is lost")?;
+        }
         writeln!(
             f,
             "  rip {:016x}  rflags {:016x}  rsp {:016x}  rbp {:016x}",

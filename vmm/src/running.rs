@@ -1,7 +1,8 @@
 //! A VM whose vCPUs run, and what can be done with it from outside.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 use msr_bus::{MsrBus, VcpuId};
@@ -9,13 +10,16 @@ use msr_filter::{InstallError, MsrFilter};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::Killable;
 
-use crate::control::{Command, Control, install_kick_handler, kick_signal};
+use crate::control::{Control, install_kick_handler, kick_signal};
 use crate::devices::power::PowerManagement;
 use crate::devices::serial::Console;
 use crate::devices::virtio::MmioDevice;
 use crate::ending::{Ending, EndingReceiver, EndingSender};
 use crate::timing::Moment;
 use crate::vm::{Vm, VmError};
+
+/// How long the console's writer may take over what a guest that ended by itself wrote last.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// A handle to a running VM. Dropping it stops the VM.
 pub struct RunningVm {
@@ -26,6 +30,8 @@ pub struct RunningVm {
     console: Arc<Console>,
     power: Arc<PowerManagement>,
     virtio: Vec<Arc<MmioDevice>>,
+    /// Calls of [`pause`](RunningVm::pause) in force.
+    pauses: Mutex<usize>,
     ended: EndingSender,
     ending: EndingReceiver,
 }
@@ -42,6 +48,7 @@ impl RunningVm {
             console: vm.machine.console,
             power: vm.machine.power,
             virtio: vm.machine.virtio,
+            pauses: Mutex::new(0),
             ended: vm.ended,
             ending: vm.ending,
         };
@@ -72,6 +79,9 @@ impl RunningVm {
         // `self` holds a sender, so the channel cannot be closed.
         let ending = self.ending.endings.recv().unwrap_or(Ending::Stopped);
         self.halt();
+        if !matches!(ending, Ending::Stopped) {
+            self.console.close(LAST_WORDS);
+        }
         ending
     }
 
@@ -98,30 +108,41 @@ impl RunningVm {
     }
 
     /// Takes every vCPU out of KVM_RUN, with pending exits completed, then stops the disks and other
-    /// virtio devices, and returns once all stand still.
+    /// virtio devices, and returns once all stand still. Each pause takes its own [`resume`](Self::resume).
+    ///
+    /// Not for an MSR device to call: its vCPU would wait for itself.
     pub fn pause(&self) {
-        self.pause_vcpus();
-        self.virtio.iter().for_each(|device| device.pause());
+        let mut pauses = self.pauses();
+        *pauses += 1;
+        if *pauses == 1 {
+            self.pause_vcpus();
+            self.virtio.iter().for_each(|device| device.pause());
+        }
     }
 
-    /// Lets devices and vCPUs go on.
+    /// Lets devices and vCPUs go on, where no other pause is in force. Without a pause it does nothing.
     pub fn resume(&self) {
-        self.virtio.iter().for_each(|device| device.resume());
-        self.resume_vcpus();
+        let mut pauses = self.pauses();
+        if *pauses == 1 {
+            self.virtio.iter().for_each(|device| device.resume());
+            self.control.end_pause();
+        }
+        *pauses = pauses.saturating_sub(1);
+    }
+
+    fn pauses(&self) -> MutexGuard<'_, usize> {
+        // An integer; a panic of a device while it is paused leaves the VM paused.
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pause_vcpus(&self) {
-        self.control.command(Command::Pause);
+        self.control.begin_pause();
         self.kick();
         self.control.wait_parked();
     }
 
-    fn resume_vcpus(&self) {
-        self.control.command(Command::Run);
-    }
-
     /// Replaces the MSR filter. All vCPUs leave KVM_RUN, the new filter goes in, they resume; every access
-    /// is answered by the old filter or the new.
+    /// is answered by the old filter or the new. A paused VM stays paused.
     ///
     /// # Errors
     ///
@@ -129,7 +150,7 @@ impl RunningVm {
     pub fn set_msr_filter(&self, filter: &MsrFilter) -> Result<(), InstallError> {
         self.pause_vcpus();
         let installed = filter.install(&self.fd);
-        self.resume_vcpus();
+        self.control.end_pause();
         installed
     }
 
@@ -151,7 +172,7 @@ impl RunningVm {
     }
 
     fn halt(&mut self) {
-        self.control.command(Command::Stop);
+        self.control.stop();
         self.kick();
         for thread in self.threads.drain(..) {
             // A panic was reported as the guest's ending by the vCPU itself.

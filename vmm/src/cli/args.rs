@@ -93,6 +93,9 @@ pub struct RunArgs {
     /// An MSR filter to build on: linux-guest, kvm-pv-only, deny-writes, or a file [msr.profile].
     #[arg(long, value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
     pub profile: Option<PathBuf>,
+    /// How many seconds a guest may take to switch itself off after SIGTERM or SIGHUP [vm.grace].
+    #[arg(long, value_name = "SECONDS")]
+    pub grace: Option<u32>,
     /// At the end, print which MSRs reached userspace, how often, and who answered.
     #[arg(long)]
     pub msr_stats: bool,
@@ -135,6 +138,9 @@ impl RunArgs {
         if let Some(profile) = &self.profile {
             config.msr.profile = Some(profile.clone());
         }
+        if let Some(grace) = self.grace {
+            vm.grace = grace;
+        }
         Ok(config)
     }
 }
@@ -164,9 +170,12 @@ pub struct ExplainArgs {
     pub config: PathBuf,
 }
 
-/// Prints a completion script.
-pub(crate) fn completions(shell: Shell) {
-    clap_complete::generate(shell, &mut Cli::command(), "msr-vmm", &mut io::stdout());
+/// A shell's completion script.
+pub(crate) fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "msr-vmm", &mut script);
+    // The options' names and help are this program's own text.
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 /// Writes a man page for the command and one for each subcommand.

@@ -4,7 +4,7 @@ use msr_bus::{Access, ExitReason, MsrRange, Unclaimed};
 use msr_filter::{DecidedBy, Verdict, names};
 
 use crate::cli::args::ExplainArgs;
-use crate::cli::{Failure, filter};
+use crate::cli::{Failure, filter, print};
 use crate::config::Config;
 use crate::msr::MsrPlan;
 
@@ -20,18 +20,16 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let config = Config::from_file(&args.config).map_err(Failure::usage)?;
     let plan = filter::plan(&config)?;
     let index = range.first();
-    println!(
-        "MSR {index:#x} {}",
-        names::name(index).unwrap_or("(no name known)")
-    );
+    let name = names::name(index).unwrap_or("(no name known)");
+    let mut text = format!("MSR {index:#x} {name}\n");
     for (kind, access) in [("read", Access::READ), ("write", Access::WRITE)] {
         let (who, why) = answer(&plan, index, access);
-        println!("  {kind:<6} {who}");
+        text += &format!("  {kind:<6} {who}\n");
         for reason in why {
-            println!("         - {reason}");
+            text += &format!("         - {reason}\n");
         }
     }
-    Ok(())
+    print(&text)
 }
 
 /// Who answers, and the reasons in the order of the access's way.

@@ -8,8 +8,8 @@ use msr_bus::DeviceContext;
 use msr_filter::{FilterConfig, MsrFilter, MsrRange, Warning, names};
 use serde_json::json;
 
-use crate::cli::Failure;
 use crate::cli::args::FilterArgs;
+use crate::cli::{Failure, print};
 use crate::clock::HostClock;
 use crate::config::{Config, ConfigError};
 use crate::msr::{MsrConfig, MsrPlan, RuleSource};
@@ -28,8 +28,7 @@ pub(crate) fn filter(args: &FilterArgs) -> Result<(), Failure> {
         None => table(&plan.filter, &warnings),
         Some(other) => diff(&plan.filter, &compile(other)?.filter, args.json),
     };
-    print!("{text}");
-    Ok(())
+    print(&text)
 }
 
 /// A file's filter: a profile's, or that of a VM's configuration with its devices.

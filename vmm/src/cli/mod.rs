@@ -8,6 +8,8 @@ mod run;
 mod session;
 mod terminal;
 
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -46,6 +48,17 @@ impl Failure {
     }
 }
 
+/// Prints what a command was asked for. A reader that has seen enough is no error; a full disk is.
+pub(crate) fn print(text: &impl Display) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::fault(format!("cannot write the output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Parses the process's arguments and does what they say.
 pub fn main() -> ExitCode {
     let timing = BootTiming::since_exec();
@@ -65,16 +78,14 @@ pub fn main() -> ExitCode {
         Command::Filter(args) => filter::filter(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Devices { model, json } => devices(model.as_deref(), json),
-        Command::Completions { shell } => {
-            args::completions(shell);
-            Ok(())
-        }
+        Command::Completions { shell } => print(&args::completions(shell)),
         Command::Man { folder } => args::man(&folder).map_err(Failure::fault),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { status, message }) => {
-            eprintln!("msr-vmm: {message}");
+            // The status tells it where standard error cannot.
+            let _ = writeln!(io::stderr(), "msr-vmm: {message}");
             ExitCode::from(status)
         }
     }
@@ -91,9 +102,9 @@ fn check(json: bool) -> Result<(), Failure> {
             "missing": missing,
             "warnings": warnings,
         });
-        println!("{report}");
+        print(&format!("{report}\n"))?;
     } else {
-        print!("{report}");
+        print(&report)?;
     }
     if missing.is_empty() {
         Ok(())
@@ -117,10 +128,8 @@ fn devices(model: Option<&str>, json: bool) -> Result<(), Failure> {
         )));
     }
     if json {
-        println!("{}", serde_json::json!(chosen));
-        return Ok(());
+        return print(&format!("{}\n", serde_json::json!(chosen)));
     }
     let texts: Vec<String> = chosen.iter().map(ToString::to_string).collect();
-    print!("{}", texts.join("\n"));
-    Ok(())
+    print(&texts.join("\n"))
 }

@@ -1,12 +1,15 @@
 //! `msr-vmm run`.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use msr_bus::MsrObserver;
 
 use crate::cli::args::RunArgs;
-use crate::cli::{Failure, session};
+use crate::cli::{Failure, print, session};
 use crate::ending::Ending;
 use crate::msr::MsrStats;
 use crate::timing::{BootTiming, Moment};
@@ -19,15 +22,18 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
     let config = args.config().map_err(Failure::usage)?;
     if args.print_config {
         let text = toml::to_string(&config).map_err(Failure::fault)?;
-        print!("{text}");
-        return Ok(());
+        return print(&text);
     }
+    let grace = Duration::from_secs(config.vm.grace.into());
     let cpus = config.vm.topology().map_err(Failure::usage)?.vcpus();
     let stats = args.msr_stats.then(|| Arc::new(MsrStats::new(cpus)));
     let timing = args.boot_timing.then(|| Arc::new(timing));
     let signals = session::block_signals().map_err(Failure::fault)?;
 
-    let mut builder = Vm::builder(config).console_output(io::stdout());
+    // Without the buffer of `Stdout`: the console has its own.
+    let output = io::stdout().as_fd().try_clone_to_owned();
+    let output = File::from(output.map_err(Failure::fault)?);
+    let mut builder = Vm::builder(config).console_output(output);
     if let Some(stats) = &stats {
         builder = builder.msr_observer(stats.clone() as Arc<dyn MsrObserver>);
     }
@@ -37,13 +43,14 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
     }
     let vm = builder.build().map_err(failure)?.start().map_err(failure)?;
     let bus = vm.msr_bus().clone();
-    let ending = session::serve(vm, signals).map_err(Failure::fault)?;
+    let ending = session::serve(vm, signals, grace).map_err(Failure::fault)?;
+    // The guest's ending counts, whether or not anybody reads the tables.
     if let Some(timing) = timing {
         timing.mark(Moment::Ended);
-        eprint!("{timing}");
+        let _ = write!(io::stderr(), "{timing}");
     }
     if let Some(stats) = stats {
-        eprint!("{}", stats.table(&bus));
+        let _ = write!(io::stderr(), "{}", stats.table(&bus));
     }
     match ending {
         Ending::PowerOff | Ending::Reset => Ok(()),

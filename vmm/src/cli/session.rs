@@ -1,12 +1,13 @@
 //! The event loop of `msr-vmm run`: the console's input, signals, and the guest's ending.
 
 use std::cell::RefCell;
-use std::io::{self, Read};
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -14,9 +15,6 @@ use crate::cli::input::{Escapes, Request};
 use crate::cli::terminal::RawTerminal;
 use crate::ending::Ending;
 use crate::running::RunningVm;
-
-/// How long a guest that was asked to switch itself off may take.
-const GRACE: Duration = Duration::from_secs(30);
 
 /// The signals that end a session.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -37,11 +35,19 @@ pub(crate) fn block_signals() -> io::Result<SignalFd> {
     )?)
 }
 
-/// Serves the VM until it ends.
-pub(crate) fn serve(vm: RunningVm, signals: SignalFd) -> io::Result<Ending> {
+/// What a person can type ahead of a guest that does not read, in bytes; the rest is lost, as a terminal's is.
+const TYPED_AHEAD: usize = 4096;
+
+/// Says something to a person at the terminal. With standard error gone nobody is there to hear it.
+fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Serves the VM until it ends. `grace` is how long a guest that was asked to switch itself off may take.
+pub(crate) fn serve(vm: RunningVm, signals: SignalFd, grace: Duration) -> io::Result<Ending> {
     let terminal = RawTerminal::enter()?;
     if terminal.is_some() {
-        eprintln!("msr-vmm: {}", Escapes::BANNER);
+        tell(&format!("msr-vmm: {}\n", Escapes::BANNER));
     }
     let session = Rc::new(RefCell::new(Session {
         vm: &vm,
@@ -49,6 +55,7 @@ pub(crate) fn serve(vm: RunningVm, signals: SignalFd) -> io::Result<Ending> {
         escapes: terminal.is_some().then(Escapes::default),
         pending: Vec::new(),
         stdin: Stdin::Pollable,
+        grace,
         deadline: None,
         ended: false,
     }));
@@ -89,9 +96,12 @@ struct Session<'a> {
     signals: SignalFd,
     /// Where a person types.
     escapes: Option<Escapes>,
-    /// Input the guest has had no room for yet. While there is some, none is read.
+    /// Input the guest has had no room for yet. While there is some, none is read, except from a person, who
+    /// may type an escape.
     pending: Vec<u8>,
     stdin: Stdin,
+    /// How long a guest that was asked to switch itself off may take.
+    grace: Duration,
     /// When a guest that was asked to switch itself off is stopped.
     deadline: Option<Instant>,
     ended: bool,
@@ -156,9 +166,10 @@ impl Session<'_> {
 
     fn read_stdin(&mut self, ops: &mut EventOps<'_>) {
         let mut typed = [0; 256];
-        let length = match io::stdin().lock().read(&mut typed) {
+        // Not through `Stdin`, whose buffer would hold back what epoll then no longer tells of.
+        let length = match nix::unistd::read(io::stdin(), &mut typed) {
             Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
+            Err(Errno::EINTR | Errno::EAGAIN) => return,
             Err(_) => 0,
         };
         if length == 0 {
@@ -176,11 +187,12 @@ impl Session<'_> {
                 for request in escapes.take(typed, &mut self.pending) {
                     self.serve_request(request);
                 }
+                self.pending.truncate(TYPED_AHEAD);
             }
         }
         let taken = self.vm.console().input(&self.pending);
         self.pending.drain(..taken);
-        if !self.pending.is_empty() && self.stdin == Stdin::Pollable {
+        if !self.pending.is_empty() && self.stdin == Stdin::Pollable && self.escapes.is_none() {
             drop(ops.remove(Self::stdin_events()));
         }
     }
@@ -189,7 +201,7 @@ impl Session<'_> {
         match request {
             Request::Quit => self.vm.stop(),
             Request::PowerButton => self.vm.press_power_button(),
-            Request::Help => eprint!("\r\n{}", Escapes::HELP),
+            Request::Help => tell(&format!("\r\n{}", Escapes::HELP)),
         }
     }
 
@@ -201,7 +213,7 @@ impl Session<'_> {
                     "asking the guest to switch itself off; a second signal stops it at once"
                 );
                 self.vm.press_power_button();
-                self.deadline = Some(Instant::now() + GRACE);
+                self.deadline = Some(Instant::now() + self.grace);
             } else {
                 self.vm.stop();
             }
@@ -215,7 +227,7 @@ impl Session<'_> {
         {
             log::warn!(
                 "the guest did not switch itself off within {} s, stopping it",
-                GRACE.as_secs()
+                self.grace.as_secs()
             );
             self.deadline = None;
             self.vm.stop();
