@@ -20,7 +20,7 @@ pub const ROOT_VARIABLE: &str = "MSR_ASSETS";
 pub const ROOT: &str = "/assets";
 
 /// The modules that the Linux guests of the tests load, without their dependencies.
-const GUEST_MODULES: &[&str] = &["msr", "cpuid", "virtio-rng"];
+const GUEST_MODULES: &[&str] = &["msr", "cpuid", "button", "virtio-rng"];
 
 /// The tools of e2fsprogs that tests use.
 const FILE_SYSTEM_TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::initrd::{Initrd, InitrdError};
 use super::plan::Plan;
 use super::report::{Report, ReportError};
+use super::tiny::TinyKernel;
 use crate::assets::{self, AssetError};
 use crate::kernel::Kernel;
 
@@ -144,6 +145,14 @@ impl Guest {
         Ok(guest.option("--cmdline", COMMAND_LINE))
     }
 
+    /// A guest of a few instructions.
+    pub fn tiny(kernel: &mut TinyKernel) -> Result<Self, BootError> {
+        let folder = Folder::new()?;
+        let image = folder.file("kernel", kernel.elf().map_err(io::Error::other)?)?;
+        let guest = Self::of(folder, Plan::default());
+        Ok(guest.option("--kernel", image).option("--memory", "32"))
+    }
+
     /// A guest that is nothing but a kernel.
     pub fn without_initrd(image: &Path) -> Result<Self, BootError> {
         let guest = Self::of(Folder::new()?, Plan::default());
@@ -199,11 +208,18 @@ impl Guest {
         self.start()?.wait()
     }
 
+    /// The command that boots it, for a test that arranges what is around it. Its files are gone when `self`
+    /// is.
+    pub fn command(&self) -> Result<Command, BootError> {
+        let mut command = Command::new(assets::msr_vmm()?);
+        command.arg("run").args(&self.arguments);
+        Ok(command)
+    }
+
     /// Boots it.
     pub fn start(self) -> Result<RunningGuest, BootError> {
-        let mut child = Command::new(assets::msr_vmm()?)
-            .arg("run")
-            .args(&self.arguments)
+        let mut child = self
+            .command()?
             .stdin(if self.typed_to {
                 Stdio::piped()
             } else {

@@ -26,6 +26,8 @@ mod initrd;
 mod plan;
 mod record;
 mod report;
+mod terminal;
+mod tiny;
 
 pub use boot::{BootError, COMMAND_LINE, Folder, Guest, Outcome, RunningGuest};
 pub(crate) use initrd::DISK_MODULES;
@@ -33,3 +35,5 @@ pub use initrd::{Initrd, InitrdError, MODULES_PATH, ORDER_PATH, PLAN_PATH};
 pub use plan::{End, Plan, Step};
 pub use record::{RECORD_LEN, intact_records, record};
 pub use report::{Answer, Line, Report, ReportError};
+pub use terminal::{OnTerminal, Settings};
+pub use tiny::{ADDRESS as TINY_ADDRESS, TinyKernel};

@@ -115,6 +115,13 @@ pub enum Step {
         /// The absolute path.
         path: String,
     },
+    /// Wait until a file reads differently. Answers `Text` with what it reads then.
+    AwaitChange {
+        /// The absolute path.
+        path: String,
+        /// How long at most.
+        milliseconds: u64,
+    },
     /// Write a file. Answers `Done`.
     WriteFile {
         /// The absolute path.

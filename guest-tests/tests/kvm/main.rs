@@ -10,10 +10,12 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 mod cli;
 mod disk;
+mod life;
 mod linux;
 mod micro;
 mod profiles;
 mod smoke;
+mod smp;
 
 /// A test's body.
 type Test = fn() -> Result<(), Failed>;
@@ -23,7 +25,9 @@ fn trials() -> Vec<Trial> {
         smoke::trials(),
         micro::trials(),
         cli::trials(),
+        life::trials(),
         linux::trials(),
+        smp::trials(),
         disk::trials(),
         profiles::trials(),
     ]

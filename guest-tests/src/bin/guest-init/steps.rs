@@ -50,6 +50,9 @@ fn attempt(step: &Step) -> io::Result<Answer> {
             Answer::Done
         }
         Step::ReadFile { path } => text(&fs::read(path)?),
+        Step::AwaitChange { path, milliseconds } => {
+            await_change(path, Duration::from_millis(*milliseconds))?
+        }
         Step::WriteFile { path, text } => {
             fs::write(path, text)?;
             Answer::Done
@@ -96,6 +99,21 @@ fn release() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?
         .trim_end()
         .to_owned())
+}
+
+fn await_change(path: &str, limit: Duration) -> io::Result<Answer> {
+    let start = Instant::now();
+    let before = fs::read(path)?;
+    loop {
+        let now = fs::read(path)?;
+        if now != before {
+            return Ok(text(&now));
+        }
+        if start.elapsed() > limit {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 fn list(path: &str) -> io::Result<Answer> {

@@ -1,0 +1,48 @@
+//! The life cycle of a guest under `msr-vmm`, from start to every kind of end. Most of these guests are a few
+//! instructions, so that they run on any KVM.
+
+use guest_tests::guest::{Guest, TinyKernel};
+use libtest_mimic::{Failed, Trial};
+
+mod console;
+mod faults;
+mod library;
+mod power_button;
+mod terminal;
+
+/// This module's tests.
+pub(crate) fn trials() -> Vec<Trial> {
+    [
+        console::trials(),
+        faults::trials(),
+        library::trials(),
+        power_button::trials(),
+        terminal::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Lists tests under the names of their functions.
+macro_rules! listed {
+    ($prefix:literal: $($test:ident),* $(,)?) => {
+        vec![$(libtest_mimic::Trial::test(concat!("life::", $prefix, "::", stringify!($test)), $test)),*]
+    };
+}
+use listed;
+
+/// A guest that says it is up and echoes what is typed: see [`TinyKernel::echo`].
+fn echo() -> Result<Guest, Failed> {
+    let mut kernel = TinyKernel::new()?;
+    Ok(Guest::tiny(kernel.print("up\n")?.echo()?)?)
+}
+
+/// Sends a signal to a child of this process, or a child's child, that has not been waited for.
+fn kill(pid: u32, signal: libc::c_int) -> Result<(), Failed> {
+    // SAFETY: kill takes no pointers.
+    if unsafe { libc::kill(pid.cast_signed(), signal) } != 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(())
+}

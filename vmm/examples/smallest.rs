@@ -1,0 +1,29 @@
+//! The smallest VM: boots a kernel with its console on standard output, and says how it ended.
+//!
+//! ```text
+//! cargo run --example smallest -- KERNEL [INITRD]
+//! ```
+
+use std::error::Error;
+use std::io;
+
+use vmm::{Config, Ending, Vm};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args_os().skip(1);
+    let mut config = Config::default();
+    config.vm.kernel = arguments.next().map(Into::into);
+    config.vm.initrd = arguments.next().map(Into::into);
+
+    let vm = Vm::builder(config)
+        .console_output(io::stdout())
+        .build()?
+        .start()?;
+    match vm.wait() {
+        Ending::PowerOff => eprintln!("the guest switched itself off"),
+        Ending::Reset => eprintln!("the guest reset itself"),
+        Ending::Stopped => eprintln!("the guest was stopped"),
+        Ending::Fault(fault) => return Err(fault.to_string().into()),
+    }
+    Ok(())
+}
