@@ -12,6 +12,8 @@ const HTT: u32 = 1 << 28;
 const X2APIC: u32 = 1 << 21;
 /// Leaf 0x80000001, ECX on AMD: the threads counted by leaf 1 may be cores.
 const CMP_LEGACY: u32 = 1 << 1;
+/// Leaves 0x8000_001d and 0x8000_001e are there (AMD64 APM vol. 3, CPUID Fn8000_0001_ECX).
+const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
 
 // Leaves 0xb and 0x1f, ECX.
 const LEVEL_THREAD: u32 = 1 << 8;
@@ -72,6 +74,11 @@ fn write_amd(leaves: &mut Leaves, topology: &Topology, fields: ApicIdFields) {
     let per_package = topology.cores * topology.threads;
     leaves.edit(0x8000_0001, 0, |entry| {
         set(&mut entry.ecx, CMP_LEGACY, per_package > 1);
+        // Leaf 0x8000_001e is this file's own, so it can be announced whatever the host has. Without it Linux
+        // takes AMD's threads for cores.
+        if topology.threads > 1 {
+            entry.ecx |= TOPOLOGY_EXTENSIONS;
+        }
     });
     leaves.edit(0x8000_0008, 0, |entry| {
         let id_size = fields.package_shift.min(0xf);
@@ -235,5 +242,13 @@ mod tests {
         let single = of((1, 1, 1), 0, true);
         assert_eq!(single.get(0x8000_0001, 0).ecx, 0);
         assert_eq!(single.get(0x8000_0008, 0).ecx & 0xf0ff, 0);
+    }
+
+    #[test]
+    fn amds_threads_are_announced_even_where_the_host_has_none() {
+        for (shape, announced) in [((1, 2, 2), true), ((1, 4, 1), false)] {
+            let ecx = of(shape, 0, true).get(0x8000_0001, 0).ecx;
+            assert_eq!(ecx & TOPOLOGY_EXTENSIONS != 0, announced, "{shape:?}");
+        }
     }
 }
