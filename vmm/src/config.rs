@@ -112,6 +112,14 @@ pub enum ConfigError {
         /// What is wrong, with the line.
         source: Box<toml::de::Error>,
     },
+    /// A path in it cannot be made absolute.
+    #[error("no file can be at `{path}`: {source}")]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// There is no kernel to boot.
     #[error("no kernel given: use --kernel FILE, or `kernel = \"FILE\"` under [vm] in the config")]
     NoKernel,
@@ -154,25 +162,26 @@ impl Config {
             path: path.to_owned(),
             source: Box::new(source),
         })?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let absolute = |file: &Path| std::path::absolute(folder.join(file));
-        let disks = config.vm.disks.iter_mut().map(|disk| &mut disk.path);
-        for file in [&mut config.vm.kernel, &mut config.vm.initrd]
-            .into_iter()
-            .flatten()
-            .chain(disks)
-        {
-            *file = absolute(file).map_err(|source| ConfigError::Read {
-                path: path.to_owned(),
-                source,
-            })?;
-        }
-        if let Some(profile) = &mut config.msr.profile
-            && !is_built_in_profile(profile)
-        {
-            *profile = folder.join(&*profile);
-        }
+        config.resolve(path.parent().unwrap_or(Path::new("")))?;
         Ok(config)
+    }
+
+    /// Makes every path absolute, so that the configuration means the same wherever it is written to and read
+    /// from. Those that are not absolute are relative to `folder`, or without one to where the process is.
+    pub(crate) fn resolve(&mut self, folder: &Path) -> Result<(), ConfigError> {
+        let disks = self.vm.disks.iter_mut().map(|disk| &mut disk.path);
+        let profile = self.msr.profile.as_mut();
+        let files = [self.vm.kernel.as_mut(), self.vm.initrd.as_mut()]
+            .into_iter()
+            .chain([profile.filter(|profile| !is_built_in_profile(profile))])
+            .flatten()
+            .chain(disks);
+        for file in files {
+            let path = folder.join(&*file);
+            *file =
+                std::path::absolute(&path).map_err(|source| ConfigError::Path { path, source })?;
+        }
+        Ok(())
     }
 }
 

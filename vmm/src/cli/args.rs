@@ -141,6 +141,7 @@ impl RunArgs {
         if let Some(grace) = self.grace {
             vm.grace = grace;
         }
+        config.resolve(Path::new(""))?;
         Ok(config)
     }
 }
