@@ -61,7 +61,8 @@ fn an_instruction_that_kvm_cannot_emulate_is_told_with_the_registers() -> Result
         &Guest::tiny(&mut kernel)?.run()?,
         &[
             "vCPU 0",
-            "KVM_EXIT_INTERNAL_ERROR, suberror 1: KVM cannot emulate the instruction",
+            "KVM_EXIT_INTERNAL_ERROR suberror 1",
+            "KVM had to emulate an instruction and cannot",
             "rip 0000000020000000",
             "r15    1122334455667788",
             "bytes at rip: not mapped",

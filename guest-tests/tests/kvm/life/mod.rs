@@ -8,6 +8,7 @@ mod console;
 mod faults;
 mod library;
 mod power_button;
+mod soak;
 mod terminal;
 
 /// This module's tests.
@@ -17,6 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         faults::trials(),
         library::trials(),
         power_button::trials(),
+        soak::trials(),
         terminal::trials(),
     ]
     .into_iter()
