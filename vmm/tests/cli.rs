@@ -272,7 +272,9 @@ fn the_printed_configuration_is_itself_one_and_prints_the_same() {
     let printed = stdout(&arguments);
     // What is relative in the file is relative to it, and on the command line to the working directory.
     let beside = std::env::temp_dir();
-    let here = std::env::current_dir().unwrap();
+    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace");
     for line in [
         "cpus = 4".to_owned(),
         "memory = \"3G\"".to_owned(),

@@ -233,7 +233,8 @@ mod tests {
     #[test]
     fn amds_leaves_say_the_same() {
         let leaves = of((2, 3, 2), 11, true);
-        assert_eq!(leaves.get(0x8000_0001, 0).ecx, CMP_LEGACY);
+        let features = leaves.get(0x8000_0001, 0).ecx;
+        assert_eq!(features, CMP_LEGACY | TOPOLOGY_EXTENSIONS);
         assert_eq!(leaves.get(0x8000_0008, 0).ecx, 0x1_3f05);
         assert_eq!(leaves.get(0x8000_001d, 0).eax >> 14, 1);
         assert_eq!(leaves.get(0x8000_001d, 3).eax >> 14, 7);
