@@ -29,9 +29,9 @@ kernel: setup ## Fetch Debian's cloud kernel into target/, once
 rootfs: setup ## Make a Debian root file system under target/, once
 	@resources/make-rootfs.sh
 
-# The guests' inits and msr-vmm, which the tests run as they are.
+# The guests' inits, msr-vmm and its library's examples, which the tests run as they are.
 build: setup ## Build everything
-	$(CARGO) build --workspace --bins --profile $(PROFILE)
+	$(CARGO) build --workspace --bins --examples --profile $(PROFILE)
 
 demo: kernel build ## Boot Debian's kernel with MSRs answered in userspace
 	@$(BUILT)/demo

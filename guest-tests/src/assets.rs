@@ -19,6 +19,9 @@ pub const ROOT_VARIABLE: &str = "MSR_ASSETS";
 /// The directory of packed files in the outer VM.
 pub const ROOT: &str = "/assets";
 
+/// The examples that tests run.
+const EXAMPLES: &[&str] = &["smallest", "msr_device"];
+
 /// The modules that the Linux guests of the tests load, without their dependencies.
 const GUEST_MODULES: &[&str] = &["msr", "cpuid", "button", "virtio-rng"];
 
@@ -35,13 +38,13 @@ const ROOTFS_VARIABLE: &str = "MSR_ROOTFS";
 #[derive(Debug, thiserror::Error)]
 pub enum AssetError {
     /// An executable was not built.
-    #[error("no executable at {}: build it with `cargo build --workspace --bins{}`", path.display(), release_flag(path))]
+    #[error("no executable at {}: build it with `cargo build --workspace --bins --examples{}`", path.display(), release_flag(path))]
     NotBuilt {
         /// Where it was expected.
         path: PathBuf,
     },
     /// An executable is older than a source it is built from.
-    #[error("{} is older than {}: build it with `cargo build --workspace --bins{}`",
+    #[error("{} is older than {}: build it with `cargo build --workspace --bins --examples{}`",
         path.display(), source_file.display(), release_flag(path))]
     Stale {
         /// The executable.
@@ -86,6 +89,11 @@ pub fn msr_vmm() -> Result<PathBuf, AssetError> {
     executable("msr-vmm")
 }
 
+/// An example of the `vmm` crate, which `cargo build --workspace --examples` builds.
+pub fn example(name: &str) -> Result<PathBuf, AssetError> {
+    executable(&format!("examples/{name}"))
+}
+
 /// The Debian cloud kernel, or what `KERNEL` and `MODULES` name in its place.
 pub fn kernel() -> Result<Kernel, AssetError> {
     kernel_of(Flavour::Cloud)
@@ -128,6 +136,12 @@ pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
             .to_string_lossy()
             .into_owned();
         vm.file(format!("{ROOT}/bin/{name}"), path);
+    }
+    for name in EXAMPLES {
+        // Without it, the one test that needs it says so.
+        if let Ok(path) = example(name) {
+            vm.file(format!("{ROOT}/bin/examples/{name}"), path);
+        }
     }
     pack_kernel(vm, Flavour::Cloud)?;
     for name in FILE_SYSTEM_TOOLS {

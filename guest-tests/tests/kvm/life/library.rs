@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use guest_tests::assets;
 use guest_tests::guest::{Folder, TinyKernel};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -20,6 +21,7 @@ pub(super) fn trials() -> Vec<Trial> {
         each_access_is_answered_once_by_the_old_filter_or_the_new,
         a_paused_vm_stands_still_with_no_answer_lost_or_repeated,
         a_vm_that_is_dropped_leaves_no_thread,
+        the_examples_boot_a_kernel,
     )
 }
 
@@ -286,4 +288,43 @@ fn a_vm_that_is_dropped_leaves_no_thread() -> Result<(), Failed> {
     } else {
         Err(format!("{before:?} threads and files became {after:?}").into())
     }
+}
+
+fn the_examples_boot_a_kernel() -> Result<(), Failed> {
+    /// The register of the example's device.
+    const COUNT: u32 = 0x3f00;
+    let mut kernel = TinyKernel::new()?;
+    for _ in 0..3 {
+        kernel.0.mov(ecx, COUNT)?;
+        kernel.0.rdmsr()?;
+    }
+    // The third read gives 3.
+    kernel.0.add(al, i32::from(b'0'))?;
+    kernel.0.mov(dx, 0x3f8)?;
+    kernel.0.out(dx, al)?;
+    let counts = kernel.print(" reads\n")?.power_off()?.elf()?;
+    let says = TinyKernel::new()?.print("up\n")?.power_off()?.elf()?;
+    let folder = Folder::new()?;
+    for (example, elf, console, words) in [
+        ("smallest", says, "up\n", "switched itself off"),
+        (
+            "msr_device",
+            counts,
+            "3 reads\n",
+            "vCPU 0 read 0x3f00 3 times",
+        ),
+    ] {
+        let kernel = folder.file(example, elf)?;
+        let output = std::process::Command::new(assets::example(example)?)
+            .arg(kernel)
+            .output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success()
+            || output.stdout != console.as_bytes()
+            || !stderr.contains(words)
+        {
+            return Err(format!("{example}: {output:?}").into());
+        }
+    }
+    Ok(())
 }
