@@ -134,4 +134,10 @@ pub trait CpuClock: Send + Sync {
 
     /// The CPU time that `vcpu`'s thread has really got from the host, never running backwards.
     fn cpu_time(&self, vcpu: VcpuId) -> Duration;
+
+    /// The frequency of the guest's TSC in kHz, where it is known. Devices ask when they need it: while they are made, the
+    /// guest may have no vCPU yet.
+    fn tsc_khz(&self) -> Option<u32> {
+        None
+    }
 }

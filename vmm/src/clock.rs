@@ -9,6 +9,7 @@ use msr_bus::{CpuClock, VcpuId};
 /// Time since the VM was built, and the CPU time of its vCPU threads.
 pub(crate) struct HostClock {
     start: Instant,
+    tsc_khz: OnceLock<u32>,
     threads: Box<[ThreadClock]>,
 }
 
@@ -23,7 +24,16 @@ impl HostClock {
     pub(crate) fn new(vcpus: u32) -> Self {
         Self {
             start: Instant::now(),
+            tsc_khz: OnceLock::new(),
             threads: (0..vcpus).map(|_| ThreadClock::default()).collect(),
+        }
+    }
+
+    /// Says at what frequency the vCPUs' TSC counts, as `KVM_GET_TSC_KHZ` gives it: 0 where it does not.
+    pub(crate) fn set_tsc_khz(&self, tsc_khz: u32) {
+        if tsc_khz != 0 {
+            // It is set once, when the VM has its first vCPU.
+            let _ = self.tsc_khz.set(tsc_khz);
         }
     }
 
@@ -53,6 +63,10 @@ impl CpuClock for HostClock {
             .map_or(0, |id| nanoseconds(*id).unwrap_or(0));
         let last = thread.last.fetch_max(now, Ordering::Relaxed);
         Duration::from_nanos(last.max(now))
+    }
+
+    fn tsc_khz(&self) -> Option<u32> {
+        self.tsc_khz.get().copied()
     }
 }
 

@@ -219,7 +219,9 @@ impl VmBuilder {
         mark(Moment::Devices);
 
         let fds = create_vcpus(&vm, topology)?;
-        let cpuid = Cpuid::new(&HostCpu::query(&kvm, &fds[0])?, &config.cpu, topology)?;
+        let host = HostCpu::query(&kvm, &fds[0])?;
+        clock.set_tsc_khz(host.tsc_khz);
+        let cpuid = Cpuid::new(&host, &config.cpu, topology)?;
         for (id, fd) in (0..).map(VcpuId).zip(&fds) {
             fd.set_cpuid2(&cpuid.for_vcpu(id))
                 .map_err(VmError::kvm("KVM_SET_CPUID2"))?;

@@ -34,8 +34,8 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The frequency at which MPERF counts, in MHz to a thousandth: the guest's TSC's.
-    pub tsc_mhz: f64,
+    /// The frequency at which MPERF counts, in MHz to a thousandth: that of the guest's TSC, which it is unless given.
+    pub tsc_mhz: Option<f64>,
     /// How fast a CPU at work runs, as a multiple of `tsc_mhz`, from 0.01 to 100, to a millionth: APERF counts so
     /// much faster.
     #[serde(default = "one")]
@@ -80,7 +80,8 @@ enum Counter {
 pub struct AperfMperf {
     name: String,
     clock: SteadyClock,
-    tsc_khz: u64,
+    /// Unless it is the clock's.
+    tsc_khz: Option<u32>,
     /// In millionths.
     ratio: u64,
     mperf: Mperf,
@@ -95,8 +96,10 @@ impl Model for AperfMperf {
     type Config = Config;
 
     fn build(name: String, config: Config, context: &DeviceContext) -> Result<Self, String> {
-        let (tsc_mhz, ratio) = (config.tsc_mhz, config.ratio);
-        if !(1.0..=100_000.0).contains(&tsc_mhz) {
+        let ratio = config.ratio;
+        if let Some(tsc_mhz) = config.tsc_mhz
+            && !(1.0..=100_000.0).contains(&tsc_mhz)
+        {
             return Err(format!(
                 "tsc_mhz: {tsc_mhz} MHz is not between 1 and 100000 MHz"
             ));
@@ -107,7 +110,7 @@ impl Model for AperfMperf {
         Ok(Self {
             name,
             clock: SteadyClock::new(context),
-            tsc_khz: (tsc_mhz * 1e3).round() as u64,
+            tsc_khz: config.tsc_mhz.map(|mhz| (mhz * 1e3).round() as u32),
             ratio: (ratio * 1e6).round() as u64,
             mperf: config.mperf,
             vendor: context.cpu.vendor,
@@ -125,8 +128,9 @@ impl AperfMperf {
             (Counter::Mperf, Mperf::Busy) => (cpu_time(), 1_000_000),
             (Counter::Aperf, _) => (cpu_time(), self.ratio),
         };
+        let tsc_khz = self.tsc_khz.unwrap_or_else(|| self.clock.tsc_khz());
         // kHz times ns are millionths of a cycle. 64 + 27 + 27 bits at most.
-        let cycles = u128::from(nanoseconds) * u128::from(self.tsc_khz) * u128::from(ratio);
+        let cycles = u128::from(nanoseconds) * u128::from(tsc_khz) * u128::from(ratio);
         (cycles / 1_000_000_000_000) as u64
     }
 }

@@ -18,6 +18,9 @@ pub(super) struct SteadyClock {
     cpus: Box<[Reading]>,
 }
 
+/// The TSC's frequency in kHz where nobody knows it.
+const ANY_TSC_KHZ: u32 = 1_000_000;
+
 /// What a restored clock continues from, in nanoseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,6 +73,11 @@ impl SteadyClock {
             cpus: vcpus.map(|id| Reading::at(clock.cpu_time(id))).collect(),
             clock,
         }
+    }
+
+    /// The frequency of the guest's TSC, in kHz.
+    pub(super) fn tsc_khz(&self) -> u32 {
+        self.clock.tsc_khz().unwrap_or(ANY_TSC_KHZ)
     }
 
     /// Nanoseconds since the device was made.
