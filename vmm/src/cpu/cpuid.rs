@@ -60,6 +60,18 @@ pub enum CpuidError {
     TooManyEntries(usize),
 }
 
+/// Gives a digital thermal sensor that KVM knows nothing of the two interrupt thresholds that each has (Intel SDM, volume 3,
+/// "Thermal Monitoring and Protection": leaf 6, EAX bit 0 and EBX bits 3:0). Linux passes by a package that has none.
+fn thermal_thresholds(leaves: &mut Leaves) {
+    const DIGITAL_SENSOR: u32 = 1 << 0;
+    const THRESHOLDS: u32 = 0xf;
+    leaves.edit(6, 0, |entry| {
+        if entry.eax & DIGITAL_SENSOR != 0 && entry.ebx & THRESHOLDS == 0 {
+            entry.ebx |= 2;
+        }
+    });
+}
+
 /// The CPUID of every vCPU of a guest.
 #[derive(Clone, Debug)]
 pub struct Cpuid {
@@ -113,6 +125,7 @@ impl Cpuid {
         for feature in &model.hide {
             feature.set(&mut leaves, false);
         }
+        thermal_thresholds(&mut leaves);
 
         let cpuid = Self {
             leaves,
@@ -270,6 +283,7 @@ mod tests {
         assert_eq!(leaves.get(7, 0).ebx, 0x219c_9789);
         assert_eq!(leaves.get(1, 0).ecx & TSC_DEADLINE, 0);
         assert_eq!((leaves.get(6, 0).eax, leaves.get(6, 0).ecx), (1, 1));
+        assert_eq!(leaves.get(6, 0).ebx, 2, "the sensor's thresholds");
     }
 
     #[test]
