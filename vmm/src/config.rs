@@ -9,12 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu::CpuModel;
 use crate::devices::virtio::block::DiskConfig;
+use crate::models::{self, ModelError, ModelName};
 use crate::msr::{MsrConfig, is_built_in_profile};
 
 /// Everything `msr-vmm run` takes. `--config` reads it from a file, and `--print-config` prints it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// The CPU model that everything else is laid over, by name or path. It is there in what a file says, and gone from
+    /// what [`Config::load`] makes of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelName>,
     /// The machine.
     pub vm: VmConfig,
     /// What CPUID shows the guest.
@@ -120,6 +125,17 @@ pub enum ConfigError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The CPU model cannot be had.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Model and configuration are well-formed each, and not one over the other.
+    #[error("the configuration laid over CPU model {model}: {source}")]
+    Layered {
+        /// The model's name or path.
+        model: ModelName,
+        /// What is wrong.
+        source: Box<toml::de::Error>,
+    },
     /// There is no kernel to boot.
     #[error("no kernel given: use --kernel FILE, or `kernel = \"FILE\"` under [vm] in the config")]
     NoKernel,
@@ -147,23 +163,43 @@ pub enum ConfigError {
 pub const MAX_CPUS: u32 = 128;
 
 impl Config {
-    /// Reads a configuration file. Relative paths in it are relative to the file's own folder, and absolute in
-    /// what this returns.
+    /// Reads a configuration file and lays it over the CPU model that it names, if it names one. Relative paths in it are
+    /// relative to the file's own folder, and absolute in what this returns.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Read`] and [`ConfigError::Parse`].
+    /// [`ConfigError::Read`], [`ConfigError::Parse`], and those of the model.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let mut config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
-        config.resolve(path.parent().unwrap_or(Path::new("")))?;
+        Self::load(Some(path), None)
+    }
+
+    /// The same, with a `model` that is taken instead of the file's, and with or without a file.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_file`](Self::from_file).
+    pub fn load(path: Option<&Path>, model: Option<&ModelName>) -> Result<Self, ConfigError> {
+        let (mut config, keys) = path.map_or_else(|| Ok(Default::default()), read)?;
+        let model = model.cloned().or(config.model.take());
+        if let Some(model) = model {
+            config = config.over(&model, keys)?;
+        }
         Ok(config)
+    }
+
+    /// The configuration whose file has these `keys`, over a model.
+    fn over(self, model: &ModelName, mut keys: toml::Table) -> Result<Self, ConfigError> {
+        keys.remove("model");
+        let layered = models::lay_over(keys, model.load()?);
+        let layered = layered.try_into().map_err(|source| ConfigError::Layered {
+            model: model.clone(),
+            source: Box::new(source),
+        });
+        // The paths in `self` are relative to the file's folder already, and models have none.
+        let mut layered: Self = layered?;
+        layered.vm = self.vm;
+        layered.msr.profile = self.msr.profile.or(layered.msr.profile);
+        Ok(layered)
     }
 
     /// Makes every path absolute, so that the configuration means the same wherever it is written to and read
@@ -183,6 +219,24 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// What a configuration file says, as a configuration and as keys: only the keys tell what was said from what is a default.
+fn read(path: &Path) -> Result<(Config, toml::Table), ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let parse_error = |source| ConfigError::Parse {
+        path: path.to_owned(),
+        source: Box::new(source),
+    };
+    let mut config: Config = toml::from_str(&text).map_err(parse_error)?;
+    let keys = toml::from_str(&text).map_err(parse_error)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    config.resolve(folder)?;
+    config.model = config.model.map(|model| model.in_folder(folder));
+    Ok((config, keys))
 }
 
 /// The known name that is most like the unknown one in a message of serde's, as a question to add to it.

@@ -49,6 +49,7 @@ mod fault;
 mod internal_error;
 pub mod layout;
 pub mod memory;
+pub mod models;
 pub mod msr;
 mod running;
 mod timing;

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
+use crate::cli::import::ImportArgs;
 use crate::config::{Config, ConfigError, MemorySize};
 use crate::devices::virtio::block::DiskConfig;
+use crate::models::ModelName;
 
 /// Boots Linux under KVM with MSR accesses answered in userspace.
 ///
@@ -48,6 +50,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print the CPU model that another program's file describes.
+    Import(ImportArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -68,6 +72,9 @@ pub struct RunArgs {
     /// Read a configuration file (TOML).
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+    /// The CPU model that the configuration is laid over: the name of one that comes with the program, or a file [model].
+    #[arg(long, value_name = "NAME|FILE")]
+    pub model: Option<String>,
     /// The kernel: a bzImage or an ELF vmlinux [vm.kernel].
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kernel: Option<PathBuf>,
@@ -111,10 +118,8 @@ pub struct RunArgs {
 impl RunArgs {
     /// The configuration file with what the command line says put over it.
     pub(crate) fn config(&self) -> Result<Config, ConfigError> {
-        let mut config = match &self.config {
-            Some(path) => Config::from_file(path)?,
-            None => Config::default(),
-        };
+        let model = self.model.as_deref().map(ModelName::new);
+        let mut config = Config::load(self.config.as_deref(), model.as_ref())?;
         let vm = &mut config.vm;
         if let Some(kernel) = &self.kernel {
             vm.kernel = Some(kernel.clone());

@@ -3,6 +3,7 @@
 mod args;
 mod explain;
 mod filter;
+mod import;
 mod input;
 mod run;
 mod session;
@@ -78,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Filter(args) => filter::filter(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Devices { model, json } => devices(model.as_deref(), json),
+        Command::Import(args) => import::import(&args),
         Command::Completions { shell } => print(&args::completions(shell)),
         Command::Man { folder } => args::man(&folder).map_err(Failure::fault),
     };

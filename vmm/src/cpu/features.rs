@@ -162,6 +162,21 @@ impl Feature {
             })
     }
 
+    /// The feature that a bit of CPUID is, by the register's name in small letters; `None` where it has no name.
+    pub(crate) fn at(leaf: u32, subleaf: u32, register: &str, bit: u32) -> Option<Self> {
+        let register = match register {
+            "eax" => Eax,
+            "ebx" => Ebx,
+            "ecx" => Ecx,
+            "edx" => Edx,
+            _ => return None,
+        };
+        Self::all().find(|feature| {
+            (feature.leaf, feature.subleaf, feature.register, feature.bit)
+                == (leaf, subleaf, register, bit)
+        })
+    }
+
     /// The name.
     pub fn name(&self) -> &'static str {
         self.name

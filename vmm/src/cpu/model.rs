@@ -127,6 +127,18 @@ impl CpuModel {
         })
     }
 
+    /// Takes family, model and stepping from leaf 1's EAX.
+    pub(crate) fn set_signature(&mut self, eax: u32) {
+        let Signature {
+            family,
+            model,
+            stepping,
+        } = Signature::decode(eax);
+        self.family = Some(family);
+        self.model = Some(model);
+        self.stepping = Some(stepping);
+    }
+
     /// The identity that results from the model on a host CPU with this vendor and signature.
     pub(super) fn identity(
         &self,

@@ -1,0 +1,64 @@
+//! A configuration laid over the model it names.
+
+use toml::{Table, Value};
+
+/// Lays `config`, the keys of a configuration, over those of a `model`.
+///
+/// A key of the configuration wins over the model's, and tables are laid over each other key by key. Lists are joined:
+/// filter rules with the configuration's first, because the first that matches decides; devices and features with the
+/// model's first. A device of the same name and type as one of the model's (the name is the type unless given) is
+/// that device, with the configuration's keys laid over the model's.
+pub fn lay_over(config: Table, model: Table) -> Table {
+    lay_table("", config, model)
+}
+
+fn lay_table(path: &str, over: Table, mut under: Table) -> Table {
+    for (key, value) in over {
+        let below = under.remove(&key);
+        let path = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
+        let value = match (path.as_str(), below, value) {
+            (path, Some(Value::Table(below)), Value::Table(value)) => {
+                Value::Table(lay_table(path, value, below))
+            }
+            ("msr.device", Some(Value::Array(below)), Value::Array(devices)) => {
+                Value::Array(lay_devices(devices, below))
+            }
+            ("msr.filter.rule", Some(Value::Array(below)), Value::Array(mut rules)) => {
+                rules.extend(below);
+                Value::Array(rules)
+            }
+            ("cpu.hide" | "cpu.show", Some(Value::Array(mut below)), Value::Array(features)) => {
+                below.extend(features);
+                Value::Array(below)
+            }
+            (_, _, value) => value,
+        };
+        under.insert(key, value);
+    }
+    under
+}
+
+fn lay_devices(devices: Vec<Value>, mut under: Vec<Value>) -> Vec<Value> {
+    for device in devices {
+        let same = under
+            .iter_mut()
+            .find(|below| identity(below).is_some() && identity(below) == identity(&device));
+        match (same, device) {
+            // The device's own keys are replaced whole: what tables within them mean is the device's affair.
+            (Some(Value::Table(below)), Value::Table(device)) => below.extend(device),
+            (_, device) => under.push(device),
+        }
+    }
+    under
+}
+
+/// A device's type and name.
+fn identity(device: &Value) -> Option<(&str, &str)> {
+    let kind = device.get("type")?.as_str()?;
+    let name = device.get("name").map_or(Some(kind), Value::as_str)?;
+    Some((kind, name))
+}

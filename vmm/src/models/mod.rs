@@ -1,0 +1,173 @@
+//! CPU models: who the guest's CPU is, which MSRs it has, and what they hold.
+//!
+//! A model is a part of a configuration in a file of its own, in the same format: `[cpu]` and `[msr]`, and a `summary`.
+//! What KVM keeps for every CPU (long mode, memory types, machine checks) is allowed by the model's filter rules, what it
+//! does not have the model's devices answer, and with `default = "deny"` every other MSR is #GP, whatever the host has.
+//!
+//! A configuration names a model with `model = "NAME"`, for one of [`BuiltIn::all`], or with a path, and its own keys are
+//! laid over the model's: see [`layer`].
+
+pub mod import;
+mod layer;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use layer::lay_over;
+
+use crate::cpu::CpuModel;
+use crate::msr::MsrConfig;
+
+/// A model that comes with the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuiltIn {
+    /// What a configuration calls it.
+    pub name: &'static str,
+    /// The model file.
+    pub text: &'static str,
+}
+
+const BUILT_IN: &[BuiltIn] = &[
+    BuiltIn {
+        name: "haswell-client",
+        text: include_str!("../../../resources/models/haswell-client.toml"),
+    },
+    BuiltIn {
+        name: "icelake-server",
+        text: include_str!("../../../resources/models/icelake-server.toml"),
+    },
+    BuiltIn {
+        name: "zen3-server",
+        text: include_str!("../../../resources/models/zen3-server.toml"),
+    },
+];
+
+impl BuiltIn {
+    /// Every model that comes with the program, by name.
+    pub fn all() -> &'static [Self] {
+        BUILT_IN
+    }
+}
+
+/// What a model file says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelFile {
+    /// What the model is, in one line.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub summary: String,
+    /// Who the CPU is.
+    pub cpu: CpuModel,
+    /// Which MSRs it has.
+    pub msr: MsrConfig,
+}
+
+/// What a configuration writes as `model`: the name of a model that comes with the program, or the path of a file, which has
+/// a `/` or ends in `.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ModelName(String);
+
+/// Why there is no such model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// No model has the name.
+    #[error(
+        "there is no CPU model `{name}`; there are {}, and a file of your own is written as a path, such as ./{name}.toml",
+        names()
+    )]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// The file cannot be read.
+    #[error("cannot read CPU model {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has keys or values that mean nothing in a model.
+    #[error("CPU model {name}: {source}")]
+    Parse {
+        /// The model's name or path.
+        name: String,
+        /// What is wrong, with the line.
+        source: Box<toml::de::Error>,
+    },
+}
+
+fn names() -> String {
+    let names: Vec<_> = BUILT_IN.iter().map(|model| model.name).collect();
+    names.join(", ")
+}
+
+impl ModelName {
+    /// A model's name or path.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    /// The path, if it is one.
+    pub fn as_path(&self) -> Option<&Path> {
+        (self.0.contains('/') || self.0.ends_with(".toml")).then(|| Path::new(&self.0))
+    }
+
+    /// The same model, named from a file in `folder`: a relative path is relative to that.
+    #[must_use]
+    pub fn in_folder(self, folder: &Path) -> Self {
+        match self.as_path().map(|path| folder.join(path)) {
+            // A file next to the configuration stays a path.
+            Some(path) if path.parent() == Some(Path::new("")) => {
+                Self(Path::new(".").join(path).to_string_lossy().into_owned())
+            }
+            Some(path) => Self(path.to_string_lossy().into_owned()),
+            None => self,
+        }
+    }
+
+    /// The model's keys, found to be a model's.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`].
+    pub fn load(&self) -> Result<toml::Table, ModelError> {
+        let text = match self.as_path() {
+            Some(path) => {
+                let read = std::fs::read_to_string(path);
+                read.map_err(|source| ModelError::Read {
+                    path: path.to_owned(),
+                    source,
+                })?
+            }
+            None => BUILT_IN
+                .iter()
+                .find(|model| model.name == self.0)
+                .map(|model| model.text.to_owned())
+                .ok_or_else(|| ModelError::Unknown {
+                    name: self.0.clone(),
+                })?,
+        };
+        let refused = |source| ModelError::Parse {
+            name: self.0.clone(),
+            source: Box::new(source),
+        };
+        // As what it is first: the table alone would take any key.
+        toml::from_str::<ModelFile>(&text).map_err(refused)?;
+        let mut table: toml::Table = toml::from_str(&text).map_err(refused)?;
+        table.remove("summary");
+        Ok(table)
+    }
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

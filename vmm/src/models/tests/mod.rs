@@ -1,0 +1,185 @@
+use msr_bus::{DeviceModel, Topology};
+use msr_filter::{Access, FilterSpec, Verdict};
+
+mod save;
+
+use super::*;
+use crate::Config;
+use crate::cpu::{CpuModel, Feature};
+
+fn table(text: &str) -> toml::Table {
+    toml::from_str(text).unwrap()
+}
+
+fn layered(config: &str, model: &str) -> Config {
+    lay_over(table(config), table(model)).try_into().unwrap()
+}
+
+#[test]
+fn the_configurations_keys_win_over_the_models() {
+    let config = layered(
+        "[cpu]\nstepping = 7\n[msr]\nunclaimed = \"ignore\"",
+        "[cpu]\nstepping = 6\nmodel = 106\n[msr]\nunclaimed = \"fault\"\nexits = [\"filter\"]",
+    );
+    assert_eq!(
+        (config.cpu.stepping, config.cpu.model),
+        (Some(7), Some(106))
+    );
+    assert_eq!(
+        config.msr.unclaimed,
+        msr_bus::Fallback::uniform(msr_bus::Unclaimed::Ignore)
+    );
+    assert_eq!(config.msr.exits, [msr_bus::ExitReason::Filter]);
+}
+
+#[test]
+fn the_configurations_rules_are_tried_first() {
+    let rule =
+        |verdict| format!("[[msr.filter.rule]]\nmsrs = [\"IA32_PAT\"]\nverdict = \"{verdict}\"\n");
+    let config = layered(
+        &rule("deny"),
+        &("[msr.filter]\ndefault = \"deny\"\n".to_owned() + &rule("allow")),
+    );
+    let spec = FilterSpec::from(&config.msr.filter);
+    assert_eq!(spec.rules.len(), 2);
+    assert_eq!(spec.verdict(0x277, Access::READ), Verdict::Deny);
+    assert_eq!(spec.default, Verdict::Deny);
+}
+
+#[test]
+fn a_device_of_the_same_name_is_the_models_with_keys_changed() {
+    let model = "[[msr.device]]\ntype = \"rapl\"\nidle_watts = 1.0\nbusy_watts = 5.0\n";
+    let config = layered(
+        "[[msr.device]]\ntype = \"rapl\"\nbusy_watts = 9.0\n\
+         [[msr.device]]\ntype = \"rapl\"\nname = \"other\"\n\
+         [[msr.device]]\ntype = \"scratch\"\nname = \"rapl\"\nmsr = 1\n",
+        model,
+    );
+    let [rapl, other, scratch] = config.msr.devices.try_into().unwrap();
+    assert_eq!(rapl.keys, table("idle_watts = 1.0\nbusy_watts = 9.0"));
+    assert_eq!(other.keys, toml::Table::new());
+    assert_eq!(scratch.model, "scratch");
+}
+
+#[test]
+fn features_of_both_are_hidden() {
+    let config = layered("[cpu]\nhide = [\"avx2\"]", "[cpu]\nhide = [\"pdcm\"]");
+    let names: Vec<_> = config.cpu.hide.iter().map(Feature::name).collect();
+    assert_eq!(names, ["pdcm", "avx2"]);
+}
+
+#[test]
+fn an_unknown_model_is_refused_with_those_there_are() {
+    let error = ModelName::new("icelake").load().unwrap_err().to_string();
+    assert!(error.contains("`icelake`"), "{error}");
+    for model in BuiltIn::all() {
+        assert!(error.contains(model.name), "{error}");
+    }
+}
+
+#[test]
+fn a_path_is_told_from_a_name_and_is_relative_to_the_configurations_folder() {
+    let in_folder = |name: &str, folder: &str| {
+        ModelName::new(name)
+            .in_folder(Path::new(folder))
+            .to_string()
+    };
+    assert_eq!(in_folder("zen3-server", "/etc/vm"), "zen3-server");
+    assert_eq!(in_folder("mine.toml", "/etc/vm"), "/etc/vm/mine.toml");
+    assert_eq!(in_folder("models/mine", "vm"), "vm/models/mine");
+    assert_eq!(in_folder("/mine", "vm"), "/mine");
+    assert_eq!(in_folder("mine.toml", ""), "./mine.toml");
+}
+
+/// A model of the program's, as a configuration without more has it.
+fn built_in(model: &BuiltIn) -> Config {
+    Config::load(None, Some(&ModelName::new(model.name))).unwrap()
+}
+
+#[test]
+fn every_built_in_model_says_what_it_is_and_each_rule_why_it_is_there() {
+    for model in BuiltIn::all() {
+        let file: ModelFile = toml::from_str(model.text).unwrap();
+        assert!(!file.summary.is_empty(), "{}", model.name);
+        for rule in &file.msr.filter.rules {
+            let reason = rule.reason.as_deref().unwrap_or_default();
+            assert!(reason.ends_with('.'), "{}: {rule:?}", model.name);
+        }
+    }
+}
+
+#[test]
+fn a_built_in_model_has_what_it_lists_and_nothing_else() {
+    for model in BuiltIn::all() {
+        let config = built_in(model);
+        let plan = plan(&config, Topology::flat(2));
+        assert_eq!(config.msr.filter.default, Verdict::Deny);
+        assert_eq!(
+            plan.bus.fallback(),
+            msr_bus::Fallback::uniform(msr_bus::Unclaimed::Fault),
+            "{}",
+            model.name
+        );
+        // No MSR of KVM's paravirtual interface, and none of Hyper-V's.
+        for index in [0x11, 0x12, 0x4b56_4d00, 0x4000_0000] {
+            assert_eq!(
+                plan.filter.verdict(index, Access::READ),
+                Verdict::Deny,
+                "{}",
+                model.name
+            );
+            assert!(plan.bus.device(index).is_none(), "{}", model.name);
+        }
+        let warnings = FilterSpec::from(&config.msr.filter).warnings();
+        let missing: Vec<_> = warnings
+            .iter()
+            .filter(|w| !matches!(w, msr_filter::Warning::LinuxNeeds { missing } if missing.iter().all(|(index, _)| plan.bus.device(*index).is_some())))
+            .filter(|w| model.name != "zen3-server" || !matches!(w, msr_filter::Warning::LinuxNeeds { missing } if missing == &[(0x1a0, Access::READ)]))
+            .collect();
+        assert_eq!(
+            missing,
+            Vec::<&msr_filter::Warning>::new(),
+            "{}",
+            model.name
+        );
+    }
+}
+
+fn plan(config: &Config, topology: Topology) -> crate::msr::MsrPlan {
+    crate::msr::MsrPlan::new(&config.msr, &[], None, &context(&config.cpu, topology)).unwrap()
+}
+
+/// The machine that a model's devices are built for, with a clock that stands still and a TSC of 2 GHz.
+fn context(cpu: &CpuModel, topology: Topology) -> msr_bus::DeviceContext {
+    struct Still;
+    impl msr_bus::CpuClock for Still {
+        fn now(&self) -> std::time::Duration {
+            std::time::Duration::ZERO
+        }
+        fn cpu_time(&self, _: msr_bus::VcpuId) -> std::time::Duration {
+            std::time::Duration::ZERO
+        }
+        fn tsc_khz(&self) -> Option<u32> {
+            Some(2_000_000)
+        }
+    }
+    msr_bus::DeviceContext {
+        topology,
+        cpu: cpu.cpu_identity().unwrap(),
+        clock: std::sync::Arc::new(Still),
+    }
+}
+
+#[test]
+fn every_device_of_a_built_in_model_is_one_there_is() {
+    for model in BuiltIn::all() {
+        for device in built_in(model).msr.devices {
+            assert!(
+                DeviceModel::all().iter().any(|m| m.name() == device.model),
+                "{}: {}",
+                model.name,
+                device.model
+            );
+        }
+    }
+}
