@@ -15,7 +15,7 @@ export MODULES := $(abspath $(MODULES))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel rootfs build demo test soak bench lint clean
+.PHONY: help setup kernel guests rootfs build demo test soak bench lint clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ setup: ## Install what is missing: QEMU, a C compiler, e2fsprogs (Debian and Ubu
 
 kernel: setup ## Fetch Debian's cloud kernel into target/, once
 	@resources/fetch-kernel.sh cloud
+
+guests: kernel ## Fetch Debian's full kernel and the tools that its guests run, once
+	@resources/fetch-kernel.sh full
+	@resources/fetch-tools.sh msr-tools linux-cpupower iucode-tool libc6 libcap2
 
 rootfs: setup ## Make a Debian root file system under target/, once
 	@resources/make-rootfs.sh
@@ -36,7 +40,7 @@ build: setup ## Build everything
 demo: kernel build ## Boot Debian's kernel with MSRs answered in userspace
 	@$(BUILT)/demo
 
-test: kernel rootfs build ## All tests; those that need KVM run nested where the host's cannot boot Linux
+test: kernel guests rootfs build ## All tests; those that need KVM run nested where the host's cannot boot Linux
 	$(CARGO) test --workspace --profile $(PROFILE)
 
 soak: kernel build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM under a write load

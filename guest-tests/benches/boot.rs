@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         eprintln!("boot: {error}");
         return ExitCode::FAILURE;
     }
-    if let Some(status) = backend::run_elsewhere(&passed_on) {
+    if let Some(status) = backend::run_elsewhere(&passed_on, assets::pack) {
         return status;
     }
     match linux(if bench { 5 } else { 1 }) {

@@ -10,8 +10,8 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_tests::backend;
 use guest_tests::micro::{MicroError, MicroVcpu, MicroVm};
+use guest_tests::{assets, backend};
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
 use kvm_ioctls::MsrExitReason;
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         vec![]
     };
     if !vmm::check::probe().can_run_micro_guests()
-        && let Some(status) = backend::run_elsewhere(&passed_on)
+        && let Some(status) = backend::run_elsewhere(&passed_on, assets::pack)
     {
         return status;
     }

@@ -5,6 +5,7 @@
 //! init's job names that place in the environment variable [`ROOT_VARIABLE`].
 
 use std::env;
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,6 +34,48 @@ const ROOTFS: &str = "rootfs/bookworm";
 
 /// The environment variable that names the root disk's block device in the outer VM.
 const ROOTFS_VARIABLE: &str = "MSR_ROOTFS";
+
+/// The same for guests of the full kernel.
+const FULL_GUEST_MODULES: &[&str] = &["msr", "intel_rapl_msr", "x86_pkg_temp_thermal"];
+
+/// A file of a Debian package that guests have.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestTool {
+    /// The package.
+    pub package: &'static str,
+    /// The file's name.
+    pub file: &'static str,
+    /// Where guests have it.
+    pub path: &'static str,
+}
+
+const fn guest_tool(package: &'static str, file: &'static str, path: &'static str) -> GuestTool {
+    GuestTool {
+        package,
+        file,
+        path,
+    }
+}
+
+/// Debian's programs that guests run, and all that these are linked with.
+pub const GUEST_TOOLS: &[GuestTool] = &[
+    guest_tool("msr-tools", "rdmsr", "/bin/rdmsr"),
+    guest_tool("msr-tools", "wrmsr", "/bin/wrmsr"),
+    guest_tool("linux-cpupower", "turbostat", "/bin/turbostat"),
+    guest_tool(LIBC, LOADER, "/lib64/ld-linux-x86-64.so.2"),
+    guest_tool(LIBC, "libc.so.6", "/lib/x86_64-linux-gnu/libc.so.6"),
+    guest_tool(
+        "libcap2",
+        "libcap.so.2",
+        "/lib/x86_64-linux-gnu/libcap.so.2",
+    ),
+];
+
+const LIBC: &str = "libc6";
+const LOADER: &str = "ld-linux-x86-64.so.2";
+
+/// A program that tests run themselves.
+const HOST_TOOL: (&str, &str) = ("iucode-tool", "iucode_tool");
 
 /// Why a file that tests need cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +112,24 @@ pub enum AssetError {
     /// A kernel or module is missing.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// A file of a Debian package is missing.
+    #[error("no {file} under {}: run resources/fetch-tools.sh {package}", folder.display())]
+    NoTool {
+        /// The file's name.
+        file: String,
+        /// The package it belongs to.
+        package: &'static str,
+        /// Where it was expected, at any depth.
+        folder: PathBuf,
+    },
+    /// The ELF in a kernel image cannot be had.
+    #[error("cannot unpack {}: {reason}", path.display())]
+    Unpack {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
 }
 
 fn release_flag(path: &Path) -> &'static str {
@@ -109,8 +170,52 @@ pub fn kernel_of(flavour: Flavour) -> Result<Kernel, AssetError> {
     {
         return Ok(Kernel::new(image, modules));
     }
-    let kernels = target_directory().join("kernels");
-    Ok(Kernel::in_directory(&kernels, flavour)?)
+    Ok(Kernel::in_directory(
+        &target_directory().join("kernels"),
+        flavour,
+    )?)
+}
+
+/// A file of [`GUEST_TOOLS`], or `iucode_tool`.
+pub fn tool(file: &str) -> Result<PathBuf, AssetError> {
+    let of_guests = GUEST_TOOLS.iter().find(|tool| tool.file == file);
+    let package = of_guests.map_or(HOST_TOOL.0, |tool| tool.package);
+    let folder = match packed() {
+        Some(root) => root.join("tools"),
+        None => target_directory().join("tools").join(package),
+    };
+    find_file(&folder, file).ok_or_else(|| AssetError::NoTool {
+        file: file.to_owned(),
+        package,
+        folder,
+    })
+}
+
+/// A command that runs a program among the tools with the tools' own libraries, not the system's.
+pub fn tool_command(file: &str) -> Result<Command, AssetError> {
+    let mut command = Command::new(tool(LOADER)?);
+    let libc = tool("libc.so.6")?;
+    command.arg("--library-path");
+    command.arg(libc.parent().unwrap_or(Path::new("/")));
+    command.arg(tool(file)?);
+    Ok(command)
+}
+
+/// A file at any depth. Absolute links are not followed: in an unpacked package they lead out of it.
+fn find_file(folder: &Path, name: &str) -> Option<PathBuf> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).ok()?.flatten() {
+            let path = entry.path();
+            let leads_out = fs::read_link(&path).is_ok_and(|to| to.is_absolute());
+            if path.is_dir() && !path.is_symlink() {
+                folders.push(path);
+            } else if entry.file_name() == name && path.is_file() && !leads_out {
+                return Some(path);
+            }
+        }
+    }
+    None
 }
 
 /// An executable of this workspace, by name.
@@ -143,7 +248,13 @@ pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
             vm.file(format!("{ROOT}/bin/examples/{name}"), path);
         }
     }
-    pack_kernel(vm, Flavour::Cloud)?;
+    let cloud = kernel_of(Flavour::Cloud)?;
+    pack_kernel(
+        vm,
+        Flavour::Cloud,
+        &cloud,
+        &[GUEST_MODULES, DISK_MODULES].concat(),
+    )?;
     for name in FILE_SYSTEM_TOOLS {
         let tool = file_system_tool(name)?;
         for path in libraries(&tool)?.into_iter().chain([tool]) {
@@ -158,15 +269,56 @@ pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
     Ok(())
 }
 
-fn pack_kernel(vm: &mut OuterVm, flavour: Flavour) -> Result<(), AssetError> {
-    let kernel = kernel_of(flavour)?;
+/// The same, and the full kernel with Debian's tools.
+pub fn pack_full(vm: &mut OuterVm) -> Result<(), AssetError> {
+    pack(vm)?;
+    let kernel = kernel_of(Flavour::Full)?;
+    // An emulated CPU takes half a minute to unpack what this one does in a second.
+    let kernel = kernel.with_image(unpacked(kernel.image())?);
+    pack_kernel(vm, Flavour::Full, &kernel, FULL_GUEST_MODULES)?;
+    let guest_tools = GUEST_TOOLS.iter().map(|tool| tool.file);
+    for file in guest_tools.chain([HOST_TOOL.1]) {
+        vm.file(format!("{ROOT}/tools/{file}"), tool(file)?);
+    }
+    Ok(())
+}
+
+/// The ELF in a kernel image, kept beside it for the next time.
+fn unpacked(image: &Path) -> Result<PathBuf, AssetError> {
+    let failed = |reason: &dyn Display| AssetError::Unpack {
+        path: image.to_owned(),
+        reason: reason.to_string(),
+    };
+    let changed = |path: &Path| fs::metadata(path).and_then(|m| m.modified());
+    let elf = image.with_extension("elf");
+    if let (Ok(before), Ok(after)) = (changed(image), changed(&elf))
+        && before <= after
+    {
+        return Ok(elf);
+    }
+    let bytes = fs::read(image).map_err(|error| failed(&error))?;
+    let bytes = vmm::boot::unpack(&bytes).map_err(|error| failed(&error))?;
+    // Under its name only when it is whole: another test run may look for it now.
+    let partial = image.with_extension(format!("elf.{}", std::process::id()));
+    fs::write(&partial, bytes)
+        .and_then(|()| fs::rename(&partial, &elf))
+        .map_err(|error| failed(&error))?;
+    Ok(elf)
+}
+
+fn pack_kernel(
+    vm: &mut OuterVm,
+    flavour: Flavour,
+    kernel: &Kernel,
+    modules: &[&str],
+) -> Result<(), AssetError> {
     let directory = format!("{ROOT}/kernels/{}", flavour.name());
     vm.file(format!("{directory}/vmlinuz"), kernel.image());
     let built_in = kernel.modules_directory().join("modules.builtin");
     if built_in.exists() {
         vm.file(format!("{directory}/modules/modules.builtin"), built_in);
     }
-    for module in kernel.modules(&[GUEST_MODULES, DISK_MODULES].concat())? {
+    for module in kernel.modules(modules)? {
         vm.file(
             format!("{directory}/modules/{}.ko", module.name),
             module.path,

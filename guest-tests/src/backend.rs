@@ -93,10 +93,12 @@ pub fn choose() -> Result<Backend, BackendError> {
 ///
 /// Errors end in exit code 1 and their text on standard error: a test that could not run has
 /// failed.
-pub fn run_elsewhere(arguments: &[String]) -> Option<ExitCode> {
+///
+/// `pack` puts into the outer VM what will be asked of [`assets`](crate::assets) there.
+pub fn run_elsewhere(arguments: &[String], pack: Pack) -> Option<ExitCode> {
     let outcome = match choose() {
         Ok(Backend::Kvm) => return None,
-        Ok(Backend::Nested) => run_in_outer_vm(arguments),
+        Ok(Backend::Nested) => run_in_outer_vm(arguments, pack),
         Err(error) => Err(error),
     };
     Some(outcome.map_or_else(
@@ -108,9 +110,11 @@ pub fn run_elsewhere(arguments: &[String]) -> Option<ExitCode> {
     ))
 }
 
-/// Runs this executable in the outer VM, with everything of [`assets`] at hand, and returns its
-/// exit status.
-pub fn run_in_outer_vm(arguments: &[String]) -> Result<u8, BackendError> {
+/// Puts files into an outer VM: [`assets::pack`] or [`assets::pack_full`].
+pub type Pack = fn(&mut OuterVm) -> Result<(), AssetError>;
+
+/// Runs this executable in the outer VM, with what `pack` packs at hand, and returns its exit status.
+pub fn run_in_outer_vm(arguments: &[String], pack: Pack) -> Result<u8, BackendError> {
     let own = env::current_exe().map_err(BackendError::OwnPath)?;
     let name = own
         .file_name()
@@ -127,7 +131,7 @@ pub fn run_in_outer_vm(arguments: &[String]) -> Result<u8, BackendError> {
             vm.env(*variable, value);
         }
     }
-    assets::pack(&mut vm)?;
+    pack(&mut vm)?;
     Ok(vm.run(&assets::kernel()?)?)
 }
 

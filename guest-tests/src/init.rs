@@ -115,6 +115,20 @@ pub fn kernel_log() -> io::Result<Vec<u8>> {
     Ok(log)
 }
 
+/// The time since boot, in nanoseconds.
+pub fn uptime() -> io::Result<u64> {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for the call to write.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Neither part of a time since boot is negative.
+    Ok(time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned())
+}
+
 /// Waits until a terminal has sent everything; nothing to wait for on what is no terminal.
 pub fn drain(terminal: &impl AsFd) {
     // SAFETY: the descriptor is open while it is borrowed. The only errors are a file that is no

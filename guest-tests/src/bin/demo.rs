@@ -18,7 +18,7 @@ const CONFIG: &str = include_str!("../../../resources/demo.toml");
 const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 msr.allow_writes=on";
 
 fn main() -> ExitCode {
-    if let Some(status) = backend::run_elsewhere(&[]) {
+    if let Some(status) = backend::run_elsewhere(&[], assets::pack) {
         return status;
     }
     match boot() {

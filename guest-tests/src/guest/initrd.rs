@@ -24,6 +24,8 @@ pub(crate) const DISK_MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "ext4"];
 /// An initrd under construction.
 #[derive(Debug)]
 pub struct Initrd {
+    /// What Linux looks for before it has a file system, ahead of everything else.
+    early: Archive,
     archive: Archive,
 }
 
@@ -54,7 +56,10 @@ impl Initrd {
         archive.character_device("/dev/console", 0o600, 5, 1);
         let json = serde_json::to_vec(plan).expect("strings and integers always serialize");
         archive.file(PLAN_PATH, 0o644, &json);
-        let mut initrd = Self { archive };
+        let mut initrd = Self {
+            early: Archive::new(),
+            archive,
+        };
         initrd.host_file("/init", 0o755, &assets::guest_init()?)?;
         for step in &plan.steps {
             if let Step::LoadModule { name } = step {
@@ -71,7 +76,10 @@ impl Initrd {
             archive.directory(directory);
         }
         archive.character_device("/dev/console", 0o600, 5, 1);
-        let mut initrd = Self { archive };
+        let mut initrd = Self {
+            early: Archive::new(),
+            archive,
+        };
         initrd.host_file("/init", 0o755, &assets::executable("disk-init")?)?;
         let order = initrd.modules(DISK_MODULES, kernel)?;
         initrd.archive.file(ORDER_PATH, 0o644, order.as_bytes());
@@ -93,14 +101,35 @@ impl Initrd {
         Ok(self)
     }
 
+    /// Adds a file of the archive that comes first, such as early microcode
+    /// (Documentation/x86/microcode.rst: "Early load microcode").
+    pub fn early_file(&mut self, path: &str, contents: &[u8]) -> &mut Self {
+        self.early.file(path, 0o644, contents);
+        self
+    }
+
+    /// Adds Debian's programs, in `/bin`, and the libraries they are linked with.
+    pub fn tools(&mut self) -> Result<&mut Self, InitrdError> {
+        for tool in assets::GUEST_TOOLS {
+            self.host_file(tool.path, 0o755, &assets::tool(tool.file)?)?;
+        }
+        Ok(self)
+    }
+
     /// The archive, for what the other methods do not cover.
     pub fn archive(&mut self) -> &mut Archive {
         &mut self.archive
     }
 
-    /// The bytes of the initrd: an uncompressed cpio archive.
+    /// The bytes of the initrd: uncompressed cpio archives.
     pub fn finish(self) -> Vec<u8> {
-        self.archive.finish()
+        let mut bytes = if self.early.is_empty() {
+            Vec::new()
+        } else {
+            self.early.finish()
+        };
+        bytes.append(&mut self.archive.finish());
+        bytes
     }
 
     /// Adds a module and, beside it, the order in which it and its dependencies are loaded.

@@ -96,6 +96,18 @@ pub enum Step {
         /// The value that CPU 0 writes.
         first: u64,
     },
+    /// Copy a file into memory so that it ends where the mapped memory does, and write the address of its byte `offset` to an
+    /// MSR of a CPU, from a process that runs there: what the MSR's device reads there is the file. Answers `Done`.
+    WriteMsrAddress {
+        /// The CPU.
+        cpu: u32,
+        /// The MSR index.
+        index: u32,
+        /// The file's absolute path.
+        path: String,
+        /// From the file's start.
+        offset: u32,
+    },
     /// Execute CPUID on a CPU. Answers `Cpuid`.
     Cpuid {
         /// The CPU.
@@ -134,6 +146,8 @@ pub enum Step {
         /// The absolute path.
         path: String,
     },
+    /// The time since the guest's boot. Answers `Value`, in nanoseconds.
+    Uptime,
     /// The kernel's release, as `uname -r`. Answers `Text`.
     KernelRelease,
     /// The kernel's log so far. Answers `Text`.
@@ -145,6 +159,11 @@ pub enum Step {
     },
     /// Let time pass idly. Answers `Done`.
     Sleep {
+        /// How long.
+        milliseconds: u64,
+    },
+    /// Keep all online CPUs busy. Answers `Done`.
+    SpinOnAll {
         /// How long.
         milliseconds: u64,
     },
@@ -212,17 +231,25 @@ impl Step {
         Self::WriteMsr { cpu, index, value }
     }
 
-    /// [`Step::ReadFile`].
-    pub fn read_file(path: &str) -> Self {
-        Self::ReadFile {
-            path: path.to_owned(),
-        }
-    }
-
     /// [`Step::LoadModule`].
     pub fn load_module(name: &str) -> Self {
         Self::LoadModule {
             name: name.to_owned(),
+        }
+    }
+
+    /// [`Step::WriteFile`].
+    pub fn write_file(path: &str, text: &str) -> Self {
+        Self::WriteFile {
+            path: path.to_owned(),
+            text: text.to_owned(),
+        }
+    }
+
+    /// [`Step::ReadFile`].
+    pub fn read_file(path: &str) -> Self {
+        Self::ReadFile {
+            path: path.to_owned(),
         }
     }
 

@@ -67,6 +67,11 @@ impl Archive {
         self
     }
 
+    /// Whether nothing was added yet.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// The complete archive. Its length is a multiple of 512, so that another archive may follow
     /// it.
     pub fn finish(mut self) -> Vec<u8> {

@@ -5,10 +5,11 @@
 
 use std::process::ExitCode;
 
-use guest_tests::backend;
+use guest_tests::{assets, backend};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 mod cli;
+mod devices;
 mod disk;
 mod life;
 mod linux;
@@ -30,6 +31,7 @@ fn trials() -> Vec<Trial> {
         smp::trials(),
         disk::trials(),
         profiles::trials(),
+        devices::trials(),
     ]
     .into_iter()
     .flatten()
@@ -40,10 +42,20 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let trials = trials();
     // Nothing to boot for: the summary says that no test ran.
-    let any = trials.iter().any(|trial| !arguments.is_filtered_out(trial));
-    if any && !arguments.list {
+    let mut chosen = trials
+        .iter()
+        .filter(|trial| !arguments.is_filtered_out(trial))
+        .peekable();
+    if chosen.peek().is_some() && !arguments.list {
+        // The full kernel is large; what does without it starts sooner.
+        let full = chosen.any(|trial| trial.name().starts_with(devices::PREFIX));
+        let pack = if full {
+            assets::pack_full
+        } else {
+            assets::pack
+        };
         let passed_on = backend::harness_arguments(std::env::args().skip(1));
-        if let Some(status) = backend::run_elsewhere(&passed_on) {
+        if let Some(status) = backend::run_elsewhere(&passed_on, pack) {
             return status;
         }
     }

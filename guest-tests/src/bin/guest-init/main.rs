@@ -2,6 +2,7 @@
 //! `guest_tests::guest`.
 
 mod disk;
+mod guarded;
 mod msr;
 mod steps;
 

@@ -49,13 +49,22 @@ pub(crate) fn on_all<F>(work: F) -> io::Result<Vec<(u32, u64)>>
 where
     F: Fn(u32, &Msrs) -> io::Result<u64> + Sync,
 {
+    on_all_cpus(|cpu| work(cpu, &Msrs::of(cpu)?))
+}
+
+/// The same without the MSRs.
+pub(crate) fn on_all_cpus<F>(work: F) -> io::Result<Vec<(u32, u64)>>
+where
+    F: Fn(u32) -> io::Result<u64> + Sync,
+{
     let cpus = thread::available_parallelism()?.get();
     let start = Barrier::new(cpus);
     let run = |cpu: u32| {
-        let ready = pin(cpu).and_then(|()| Msrs::of(cpu));
+        let ready = pin(cpu);
         // Failed or not: the others wait for everyone.
         start.wait();
-        Ok((cpu, work(cpu, &ready?)?))
+        ready?;
+        Ok((cpu, work(cpu)?))
     };
     thread::scope(|scope| {
         let threads: Vec<_> = (0..cpus as u32)

@@ -13,6 +13,7 @@ use guest_tests::guest::{Answer, MODULES_PATH, Step};
 use guest_tests::init;
 
 use crate::disk;
+use crate::guarded::Guarded;
 use crate::msr::{self, Msrs};
 
 /// The answer to a step; errors are answers too.
@@ -42,6 +43,12 @@ fn attempt(step: &Step) -> io::Result<Answer> {
             })?;
             Answer::Done
         }
+        Step::WriteMsrAddress {
+            cpu,
+            index,
+            path,
+            offset,
+        } => write_address(*cpu, *index, &fs::read(path)?, *offset)?,
         Step::Cpuid { cpu, leaf, subleaf } => cpuid(*cpu, *leaf, *subleaf)?,
         Step::LoadModule { name } => {
             for path in fs::read_to_string(format!("{MODULES_PATH}/{name}.order"))?.lines() {
@@ -58,11 +65,20 @@ fn attempt(step: &Step) -> io::Result<Answer> {
             Answer::Done
         }
         Step::ListDirectory { path } => list(path)?,
+        Step::Uptime => Answer::Value(init::uptime()?),
         Step::KernelRelease => Answer::Text(release()?),
         Step::KernelLog => text(&init::kernel_log()?),
         Step::Execute { argv } => execute(argv)?,
         Step::Sleep { milliseconds } => {
             thread::sleep(Duration::from_millis(*milliseconds));
+            Answer::Done
+        }
+        Step::SpinOnAll { milliseconds } => {
+            let time = Duration::from_millis(*milliseconds);
+            msr::on_all_cpus(|_| {
+                busy(time);
+                Ok(0)
+            })?;
             Answer::Done
         }
         Step::Spin { cpu, milliseconds } => spin(*cpu, Duration::from_millis(*milliseconds))?,
@@ -141,13 +157,21 @@ fn cpuid(cpu: u32, leaf: u32, subleaf: u32) -> io::Result<Answer> {
 }
 
 fn spin(cpu: u32, time: Duration) -> io::Result<Answer> {
-    on_cpu(cpu, || {
-        let start = Instant::now();
-        while start.elapsed() < time {
-            std::hint::spin_loop();
-        }
-        Answer::Done
-    })
+    on_cpu(cpu, || busy(time)).map(|()| Answer::Done)
+}
+
+fn busy(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+/// The msr driver executes WRMSR on the CPU that asks, so that the address is one of this process.
+fn write_address(cpu: u32, index: u32, bytes: &[u8], offset: u32) -> io::Result<Answer> {
+    let memory = Guarded::new(bytes)?;
+    let address = memory.address() + u64::from(offset);
+    on_cpu(cpu, || Msrs::of(cpu)?.write(index, address))?.map(|()| Answer::Done)
 }
 
 fn execute(argv: &[String]) -> io::Result<Answer> {
