@@ -37,6 +37,7 @@
 
 pub mod acpi;
 pub mod boot;
+mod builder;
 pub mod check;
 pub mod cli;
 mod clock;
@@ -48,6 +49,7 @@ mod ending;
 mod fault;
 mod internal_error;
 pub mod layout;
+mod machine;
 pub mod memory;
 pub mod models;
 pub mod msr;
@@ -56,10 +58,11 @@ mod timing;
 mod vcpu;
 mod vm;
 
+pub use builder::VmBuilder;
 pub use config::Config;
 pub use ending::{Ending, EndingSender};
 pub use fault::{Fault, FaultReason};
 pub use internal_error::InternalError;
 pub use running::RunningVm;
 pub use timing::{BootTiming, Moment};
-pub use vm::{Vm, VmBuilder, VmError};
+pub use vm::{Vm, VmError};

@@ -1,0 +1,189 @@
+//! A virtual machine from its configuration.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use msr_bus::{DeviceContext, MsrDevice, MsrObserver, Topology, VcpuId};
+
+use crate::acpi::{self, AcpiConfig};
+use crate::boot::{self, Loading};
+use crate::clock::HostClock;
+use crate::config::{Config, ConfigError};
+use crate::control::Control;
+use crate::cpu::msrs;
+use crate::cpu::topology::apic_id;
+use crate::cpu::{Cpuid, HostCpu};
+use crate::devices::virtio;
+use crate::ending::endings;
+use crate::machine::{Machine, create_interrupt_controllers, virtio_devices};
+use crate::memory;
+use crate::msr::{MsrPlan, VcpuView};
+use crate::timing::{BootTiming, Moment};
+use crate::vcpu::Vcpu;
+use crate::vm::{Vm, VmError};
+
+/// Collects what a VM is made of, beyond its configuration.
+pub struct VmBuilder {
+    config: Config,
+    devices: Vec<Arc<dyn MsrDevice>>,
+    observer: Option<Arc<dyn MsrObserver>>,
+    output: Box<dyn Write + Send>,
+    timing: Option<Arc<BootTiming>>,
+}
+
+impl VmBuilder {
+    /// A VM of this configuration, whose console output goes nowhere.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            devices: Vec::new(),
+            observer: None,
+            output: Box::new(io::sink()),
+            timing: None,
+        }
+    }
+
+    /// Adds an MSR device to those of the configuration.
+    #[must_use]
+    pub fn msr_device(mut self, device: Arc<dyn MsrDevice>) -> Self {
+        self.devices.push(device);
+        self
+    }
+
+    /// Sets the observer that sees every MSR access that reaches userspace.
+    #[must_use]
+    pub fn msr_observer(mut self, observer: Arc<dyn MsrObserver>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Sets where the console's output goes.
+    #[must_use]
+    pub fn console_output(mut self, output: impl Write + Send + 'static) -> Self {
+        self.output = Box::new(output);
+        self
+    }
+
+    /// Sets where the times of the set-up and of the guest's boot are noted. The guest then has a boot timer
+    /// ([`layout::BOOT_TIMER`]).
+    #[must_use]
+    pub fn boot_timing(mut self, timing: Arc<BootTiming>) -> Self {
+        self.timing = Some(timing);
+        self
+    }
+
+    /// Builds the VM, up to its first instruction.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`].
+    pub fn build(self) -> Result<Vm, VmError> {
+        let timing = self.timing;
+        let mark = |moment| timing.iter().for_each(|timing| timing.mark(moment));
+        let config = self.config;
+        let topology = config.vm.topology()?;
+        let kernel = config.vm.kernel.as_deref().ok_or(ConfigError::NoKernel)?;
+        let devices = virtio_devices(&config.vm)?;
+        let clock = Arc::new(HostClock::new(topology.vcpus()));
+        let context = DeviceContext {
+            topology,
+            cpu: config.cpu.cpu_identity()?,
+            clock: clock.clone(),
+        };
+        let plan = MsrPlan::new(&config.msr, &self.devices, self.observer, &context)?;
+
+        let memory = memory::map(&config.vm)?;
+        let loading = Loading::start(
+            memory.clone(),
+            kernel.to_owned(),
+            config.vm.initrd.clone(),
+            timing.clone(),
+        )
+        .map_err(VmError::host("cannot start a thread"))?;
+        mark(Moment::MsrPlan);
+
+        let kvm = Kvm::new().map_err(VmError::Open)?;
+        let vm = Arc::new(kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?);
+        // Before the irqchip, whose creation leaves RCU callbacks pending. KVM waits out a grace period when a filter
+        // is replaced; with callbacks pending that takes 10 ms and more, and without some microseconds.
+        plan.install(&vm)?;
+        mark(Moment::MsrFilter);
+        memory::register(&vm, &memory)?;
+        mark(Moment::Memory);
+        create_interrupt_controllers(&vm)?;
+        mark(Moment::InterruptControllers);
+
+        let (ended, ending) = endings().map_err(VmError::host("cannot make an eventfd"))?;
+        let virtio = virtio::attach(&vm, &memory, devices)?;
+        let machine = Machine::new(&vm, &ended, self.output, virtio, timing.clone())?;
+        mark(Moment::Devices);
+
+        let fds = create_vcpus(&vm, topology)?;
+        let host = HostCpu::query(&kvm, &fds[0])?;
+        clock.set_tsc_khz(host.tsc_khz);
+        let cpuid = Cpuid::new(&host, &config.cpu, topology)?;
+        for (id, fd) in (0..).map(VcpuId).zip(&fds) {
+            fd.set_cpuid2(&cpuid.for_vcpu(id))
+                .map_err(VmError::kvm("KVM_SET_CPUID2"))?;
+            msrs::set(fd)?;
+        }
+        mark(Moment::Vcpus);
+
+        let rsdp = acpi::write(
+            &memory,
+            &AcpiConfig {
+                topology,
+                virtio: &machine
+                    .virtio
+                    .iter()
+                    .map(|d| d.slot().into())
+                    .collect::<Vec<_>>(),
+                i8042: false,
+            },
+        )?;
+        let mut cmdline = config.vm.cmdline.clone();
+        if let Some(parameters) = cpuid.kernel_parameters() {
+            cmdline = format!("{cmdline} {parameters}");
+        }
+        let entry = loading.finish()?.hand_over(&memory, &cmdline, Some(rsdp))?;
+        boot::registers::set(&fds[0], &entry)?;
+        mark(Moment::Built);
+
+        let control = Arc::new(Control::new(fds.len()));
+        let vcpus = (0..)
+            .zip(fds)
+            .map(|(id, fd)| Vcpu {
+                fd,
+                location: topology.locate(VcpuId(id)),
+                memory: memory.clone(),
+                bus: plan.bus.clone(),
+                io: machine.io.clone(),
+                control: control.clone(),
+                ended: ended.clone(),
+                one_msr: VcpuView::room(),
+            })
+            .collect();
+        Ok(Vm {
+            fd: vm,
+            plan,
+            vcpus,
+            control,
+            clock,
+            machine,
+            ended,
+            ending,
+            timing,
+        })
+    }
+}
+
+/// One vCPU for each thread of the topology; KVM wants the APIC ID as its number.
+fn create_vcpus(vm: &VmFd, topology: Topology) -> Result<Vec<VcpuFd>, VmError> {
+    (0..topology.vcpus())
+        .map(|id| {
+            vm.create_vcpu(apic_id(&topology, VcpuId(id)).into())
+                .map_err(VmError::kvm("KVM_CREATE_VCPU"))
+        })
+        .collect()
+}
