@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use guest_tests::init::{self, Ended};
 use guest_tests::nested::control::{CONTROL_PORT, EXIT_PORT, Event, JOB_PATH, Job, OUTPUT_TTY};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 fn main() {
     // Without the ports there is no way to tell the host. The panic of PID 1 panics the kernel, and
@@ -45,6 +46,8 @@ fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
     }
     let output = fs::OpenOptions::new().write(true).open(OUTPUT_TTY)?;
     set_raw(&output)?;
+    // Kept until the job has ended.
+    let _idle = idle_vcpus(&job).map_err(|error| format!("KVM makes no VM: {error}"))?;
     ports.send(&Event::Ready);
 
     let (program, arguments) = job.argv.split_first().ok_or("the job names no program")?;
@@ -61,6 +64,29 @@ fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
     let ended = init::wait_for(child.id())?;
     init::drain(&output);
     Ok(ended)
+}
+
+/// vCPUs that never run, with and without a local APIC, and their VMs: for as long as they exist, KVM's
+/// static keys stay as they are.
+///
+/// The first VM, the first vCPU without a local APIC and the first with a disabled one switch keys on, and the
+/// last ones to go switch them off. Each switch patches code that other CPUs execute at that moment, such as the
+/// scheduler's. QEMU 7.2's multi-threaded TCG now and then leaves a CPU at the breakpoint of such a patch for
+/// good (`asm_exc_int3` in `__schedule`, and an RCU stall), and with it the outer VM.
+fn idle_vcpus(job: &Job) -> Result<Vec<(VmFd, VcpuFd)>, kvm_ioctls::Error> {
+    if job.modules.is_empty() {
+        return Ok(Vec::new());
+    }
+    let kvm = Kvm::new()?;
+    let make = |local_apic: bool| {
+        let vm = kvm.create_vm()?;
+        if local_apic {
+            vm.create_irq_chip()?;
+        }
+        let vcpu = vm.create_vcpu(0)?;
+        Ok((vm, vcpu))
+    };
+    [false, true].into_iter().map(make).collect()
 }
 
 /// Has the serial line carry bytes as they are.
