@@ -1,4 +1,5 @@
-//! All tests that need a KVM, in one executable, so that one boot of the outer VM serves them all.
+//! All tests that need a KVM, in one executable. Where they run in the outer VM, one boot of it serves the tests
+//! of a module.
 //!
 //! Each module lists its tests in `trials()`. Arguments are libtest's: a filter, `--exact`,
 //! `--list` and so on.
@@ -42,22 +43,45 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let trials = trials();
     // Nothing to boot for: the summary says that no test ran.
-    let mut chosen = trials
-        .iter()
-        .filter(|trial| !arguments.is_filtered_out(trial))
-        .peekable();
-    if chosen.peek().is_some() && !arguments.list {
-        // The full kernel is large; what does without it starts sooner.
-        let full = chosen.any(|trial| trial.name().starts_with(devices::PREFIX));
-        let pack = if full {
-            assets::pack_full
-        } else {
-            assets::pack
-        };
+    let any = trials.iter().any(|trial| !arguments.is_filtered_out(trial));
+    if any && !arguments.list {
         let passed_on = backend::harness_arguments(std::env::args().skip(1));
-        if let Some(status) = backend::run_elsewhere(&passed_on, pack) {
+        let mut elsewhere = None;
+        for module in modules(&arguments, &trials) {
+            // The full kernel is large; what does without it starts sooner.
+            let full = module.as_ref().is_none_or(|name| name == devices::PREFIX);
+            let pack = if full {
+                assets::pack_full
+            } else {
+                assets::pack
+            };
+            let passed_on: Vec<String> = passed_on.iter().cloned().chain(module).collect();
+            let Some(status) = backend::run_elsewhere(&passed_on, pack) else {
+                break;
+            };
+            if elsewhere.is_none_or(|so_far| so_far == ExitCode::SUCCESS) {
+                elsewhere = Some(status);
+            }
+        }
+        if let Some(status) = elsewhere {
             return status;
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// What to run, one after the other: where no filter is given, each module by its prefix. Each gets an outer VM
+/// of its own, so that none meets what another left behind.
+fn modules(arguments: &Arguments, trials: &[Trial]) -> Vec<Option<String>> {
+    if arguments.filter.is_some() || backend::in_outer_vm() {
+        return vec![None];
+    }
+    let mut modules: Vec<Option<String>> = trials
+        .iter()
+        .filter(|trial| !arguments.is_filtered_out(trial))
+        .filter_map(|trial| trial.name().split("::").next())
+        .map(|name| Some(format!("{name}::")))
+        .collect();
+    modules.dedup();
+    modules
 }
