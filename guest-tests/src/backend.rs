@@ -132,16 +132,7 @@ pub fn run_in_outer_vm(arguments: &[String], pack: Pack) -> Result<u8, BackendEr
         }
     }
     pack(&mut vm)?;
-    let kernel = assets::kernel()?;
-    match vm.clone().run(&kernel) {
-        // No test failed: the emulated machine itself went away, as QEMU's now and then does. Once may be
-        // chance; a second time is an error.
-        Err(error @ OuterError::NoStatus { .. }) => {
-            eprintln!("outer VM: {error}\nouter VM: it went away, trying once more");
-            Ok(vm.run(&kernel)?)
-        }
-        outcome => Ok(outcome?),
-    }
+    Ok(vm.run(&assets::kernel()?)?)
 }
 
 /// Arguments for a libtest-compatible harness in the outer VM, from those given to this process:

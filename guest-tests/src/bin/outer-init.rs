@@ -48,6 +48,7 @@ fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
     set_raw(&output)?;
     // Kept until the job has ended.
     let _idle = idle_vcpus(&job).map_err(|error| format!("KVM makes no VM: {error}"))?;
+    bring_up_cpus().map_err(|error| format!("cannot bring up the other CPUs: {error}"))?;
     ports.send(&Event::Ready);
 
     let (program, arguments) = job.argv.split_first().ok_or("the job names no program")?;
@@ -71,8 +72,9 @@ fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
 ///
 /// The first VM, the first vCPU without a local APIC and the first with a disabled one switch keys on, and the
 /// last ones to go switch them off. Each switch patches code that other CPUs execute at that moment, such as the
-/// scheduler's. QEMU 7.2's multi-threaded TCG now and then leaves a CPU at the breakpoint of such a patch for
-/// good (`asm_exc_int3` in `__schedule`, and an RCU stall), and with it the outer VM.
+/// scheduler's, and QEMU 7.2's multi-threaded TCG now and then leaves a CPU at the breakpoint of such a patch
+/// for good (`asm_exc_int3` in `__schedule`, and an RCU stall). For the same reason the kernel boots on one CPU:
+/// while it patches itself there is no other to stumble.
 fn idle_vcpus(job: &Job) -> Result<Vec<(VmFd, VcpuFd)>, kvm_ioctls::Error> {
     if job.modules.is_empty() {
         return Ok(Vec::new());
@@ -87,6 +89,20 @@ fn idle_vcpus(job: &Job) -> Result<Vec<(VmFd, VcpuFd)>, kvm_ioctls::Error> {
         Ok((vm, vcpu))
     };
     [false, true].into_iter().map(make).collect()
+}
+
+/// Brings up the CPUs that the kernel left down.
+fn bring_up_cpus() -> io::Result<()> {
+    const CPUS: &str = "/sys/devices/system/cpu";
+    // There is no such file of the first CPU, which is up.
+    for number in 1.. {
+        let online = Path::new(CPUS).join(format!("cpu{number}/online"));
+        if !online.exists() {
+            break;
+        }
+        fs::write(online, "1")?;
+    }
+    Ok(())
 }
 
 /// Has the serial line carry bytes as they are.

@@ -24,7 +24,7 @@ use crate::kernel::Kernel;
 /// let status = vm.run(&assets::kernel()?)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct OuterVm {
     files: Vec<(String, Contents)>,
     disks: Vec<PathBuf>,
@@ -36,7 +36,7 @@ pub struct OuterVm {
     verbose: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Contents {
     Of(PathBuf),
     Bytes(Vec<u8>),
