@@ -41,9 +41,11 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
         timing.mark(Moment::Configured);
         builder = builder.boot_timing(timing.clone());
     }
-    let vm = builder.build().map_err(failure)?.start().map_err(failure)?;
+    let vm = builder.build().map_err(failure)?;
+    let terminal = session::open_terminal().map_err(Failure::fault)?;
+    let vm = vm.start().map_err(failure)?;
     let bus = vm.msr_bus().clone();
-    let ending = session::serve(vm, signals, grace).map_err(Failure::fault)?;
+    let ending = session::serve(vm, terminal, signals, grace).map_err(Failure::fault)?;
     // The guest's ending counts, whether or not anybody reads the tables.
     if let Some(timing) = timing {
         timing.mark(Moment::Ended);

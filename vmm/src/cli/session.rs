@@ -43,12 +43,23 @@ fn tell(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Serves the VM until it ends. `grace` is how long a guest that was asked to switch itself off may take.
-pub(crate) fn serve(vm: RunningVm, signals: SignalFd, grace: Duration) -> io::Result<Ending> {
+/// Has the terminal, where there is one, carry bytes as they are, and says how to get out. Belongs before the
+/// guest's first instruction: what the guest writes follows it.
+pub(crate) fn open_terminal() -> io::Result<Option<RawTerminal>> {
     let terminal = RawTerminal::enter()?;
     if terminal.is_some() {
-        tell(&format!("msr-vmm: {}\n", Escapes::BANNER));
+        tell(&format!("msr-vmm: {}\r\n", Escapes::BANNER));
     }
+    Ok(terminal)
+}
+
+/// Serves the VM until it ends. `grace` is how long a guest that was asked to switch itself off may take.
+pub(crate) fn serve(
+    vm: RunningVm,
+    terminal: Option<RawTerminal>,
+    signals: SignalFd,
+    grace: Duration,
+) -> io::Result<Ending> {
     let session = Rc::new(RefCell::new(Session {
         vm: &vm,
         signals,
