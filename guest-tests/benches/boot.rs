@@ -268,6 +268,8 @@ impl Samples {
 /// What is resident of a process, without the guest's memory.
 struct OwnMemory {
     own_kib: u64,
+    /// As much of it is in no file: every process has its own, while all share what is resident of the executable.
+    anonymous_kib: u64,
     guest_kib: u64,
 }
 
@@ -280,12 +282,14 @@ impl OwnMemory {
                 .filter_map(move |line| line.strip_prefix(field));
             lines.filter_map(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
         };
-        let mappings: Vec<(u64, u64)> = values("Size:").zip(values("Rss:")).collect();
-        // Nothing else is nearly as large.
-        let guest_kib = mappings.iter().max().ok_or("no mappings")?.1;
-        let all: u64 = mappings.iter().map(|(_, resident)| resident).sum();
+        // Nothing is nearly as large as the guest's memory.
+        let sizes = values("Size:")
+            .zip(values("Rss:"))
+            .zip(values("Anonymous:"));
+        let ((_, guest_kib), guest_anonymous) = sizes.max().ok_or("no mappings")?;
         Ok(Self {
-            own_kib: all - guest_kib,
+            own_kib: values("Rss:").sum::<u64>() - guest_kib,
+            anonymous_kib: values("Anonymous:").sum::<u64>() - guest_anonymous,
             guest_kib,
         })
     }
@@ -293,10 +297,15 @@ impl OwnMemory {
 
 impl std::fmt::Display for OwnMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { own_kib, guest_kib } = self;
+        let Self {
+            own_kib,
+            anonymous_kib,
+            guest_kib,
+        } = self;
         write!(
             f,
-            "resident: {own_kib} KiB of msr-vmm itself, and {guest_kib} KiB of guest memory"
+            "resident: {own_kib} KiB of msr-vmm itself, {anonymous_kib} KiB without its executable; \
+             {guest_kib} KiB of guest memory"
         )
     }
 }
