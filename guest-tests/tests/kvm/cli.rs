@@ -131,6 +131,14 @@ fn wrong_input() -> Result<(), Failed> {
             &["0x3f0-0x40f", "`scratch`", "0x400"],
         ),
         (&["--kernal", good], &["--kernal", "--kernel"]),
+        (
+            &["--kernel", good, "--model", "icelake"],
+            &["`icelake`", "icelake-server", "zen3-server"],
+        ),
+        (
+            &["--kernel", good, "--model", missing],
+            &[missing, "No such file"],
+        ),
     ];
     for (arguments, words) in cases {
         let output = run(arguments)?;

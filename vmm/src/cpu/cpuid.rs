@@ -14,6 +14,9 @@ use super::{frequency, identity, topology_leaves, vendor};
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 
+/// Where CPUID counts performance counters: Intel's leaf and AMD's.
+const PERFORMANCE_MONITORING: [u32; 2] = [0xa, 0x8000_0022];
+
 /// What the host's KVM offers.
 #[derive(Clone, Debug)]
 pub struct HostCpu {
@@ -119,6 +122,11 @@ impl Cpuid {
         if !model.hypervisor {
             leaves.remove_hypervisor();
         }
+        if !model.pmu {
+            for leaf in PERFORMANCE_MONITORING {
+                leaves.remove(leaf);
+            }
+        }
         for feature in &model.show {
             feature.set(&mut leaves, true);
         }
@@ -186,6 +194,7 @@ mod tests {
             (0, 0, [0x10, 0x6874_7541, 0x444d_4163, 0x6974_6e65]),
             (1, 0, [0x00a1_0f11, 0x0002_0800, 0xfed8_3203, 0x178b_fbff]),
             (7, 0, [1, 0x219c_97a9, 0x0040_069c, 0x1000_0010]),
+            (0xa, 0, [0x0704_0404, 0, 0, 0x603]),
             (0xb, 0, [1, 2, 0x100, 0]),
             (
                 0x4000_0000,
@@ -273,6 +282,12 @@ mod tests {
             .map(|vcpu| Leaves::new(&cpuid.for_vcpu(VcpuId(vcpu))).get(0xb, 0).edx)
             .collect();
         assert_eq!(ids, [0, 1, 2, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_model_without_performance_counters_has_none_whatever_kvm_offers() {
+        assert_eq!(leaves("").get(0xa, 0).eax, 0x0704_0404);
+        assert_eq!(leaves("pmu = false").get(0xa, 0), Registers::default());
     }
 
     #[test]

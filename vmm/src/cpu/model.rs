@@ -39,6 +39,8 @@ pub struct CpuModel {
     /// The highest turbo frequency in leaf 0x16, in MHz; the base frequency unless given. On Intel's CPUs only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_mhz: Option<u16>,
+    /// Whether the guest is shown the performance counters that KVM offers.
+    pub pmu: bool,
     /// Features not to show, as in the flags of /proc/cpuinfo.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hide: Vec<Feature>,
@@ -60,6 +62,7 @@ impl Default for CpuModel {
             hypervisor: true,
             base_mhz: None,
             max_mhz: None,
+            pmu: true,
             hide: Vec::new(),
             show: Vec::new(),
         }
@@ -293,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_model_is_written_as_it_is_read() {
-        let text = "vendor = \"GenuineIntel\"\nfamily = 6\nmodel = 106\nhypervisor = false\nhide = [\"aes\", \"avx\"]\n";
+        let text = "vendor = \"GenuineIntel\"\nfamily = 6\nmodel = 106\nhypervisor = false\npmu = true\nhide = [\"aes\", \"avx\"]\n";
         assert_eq!(toml::to_string(&parse(text).unwrap()).unwrap(), text);
     }
 }

@@ -6,7 +6,8 @@ use guest_tests::guest::{Answer, Step};
 use libtest_mimic::Failed;
 use msr_filter::MsrRange;
 
-/// The windows in which processors and hypervisors have their MSRs.
+/// The windows in which processors and hypervisors have their MSRs. KVM filters no access to the x2APIC's in the first of
+/// them, and gives #GP itself while the APIC is not in that mode, as in these guests.
 const WINDOWS: [(u32, u32); 5] = [
     (0, 0x1fff),
     (0x4000_0000, 0x4000_01ff),
@@ -78,7 +79,6 @@ pub(super) fn compare(answers: &[&Answer], baseline: &str) -> Result<(), Failed>
     }
     let mut differences = Vec::new();
     for (index, value) in &found {
-        // KVM filters no access to the x2APIC, and gives #GP itself where the APIC is not in that mode.
         match baseline.get(index) {
             None => differences.push(format!("{index:#x} reads as {value:#x}, and is not there")),
             Some(Expected::Constant(expected)) if expected != value => {
