@@ -1,8 +1,9 @@
 //! Two vCPUs that hammer MSR devices, the same one or one each: answers per second, next to those of one vCPU.
 //!
 //! Nothing on the way of an access is shared, so that two should give twice as many as one; the goal is 1.9 times.
-//! Rounds with one and with two alternate, and the best of each counts: a host that is busy otherwise has no CPU for the
-//! second vCPU. Answers per second of CPU time tell the same on such a host, but for time spent asleep on a lock.
+//! Rounds with one and with two alternate, and the best of each counts. A host that is busy otherwise has no CPU for the
+//! second vCPU and misses the goal: the answers per second of CPU time, beside it, tell that from a device that costs
+//! more with two.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -59,11 +60,7 @@ fn measure(rounds: u32, round: Duration) -> Result<(), Box<dyn Error>> {
             two = two.best(hammer(&mut vcpus, round)?);
         }
         let (ratio, by_cpu) = (two.per_time / one.per_time, two.per_cpu / one.per_cpu);
-        let verdict = if ratio.max(by_cpu) >= GOAL {
-            "met"
-        } else {
-            "missed"
-        };
+        let verdict = if ratio >= GOAL { "met" } else { "missed" };
         println!(
             "  {what:<12} {:>9.1}{:>9.1}{ratio:>9.2}{by_cpu:>21.2}   (goal: {GOAL}, {verdict})",
             one.per_time, two.per_time

@@ -10,7 +10,7 @@ use libtest_mimic::Failed;
 use super::ext4;
 
 /// How many kills there are unless the environment variable `KILLS` says. Each takes a boot.
-const KILLS: u32 = 3;
+const KILLS: u32 = 10;
 
 /// How many records a guest is left to write, at the most, and how many milliseconds more.
 const MOST_RECORDS: u64 = 16;
