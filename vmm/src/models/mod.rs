@@ -5,7 +5,7 @@
 //! does not have the model's devices answer, and with `default = "deny"` every other MSR is #GP, whatever the host has.
 //!
 //! A configuration names a model with `model = "NAME"`, for one of [`BuiltIn::all`], or with a path, and its own keys are
-//! laid over the model's: see [`layer`].
+//! laid over the model's: see [`lay_over`].
 
 pub mod import;
 mod layer;
