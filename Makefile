@@ -52,9 +52,10 @@ bench: kernel setup ## All benchmarks
 	$(CARGO) build --workspace --bins --release
 	$(CARGO) bench --workspace
 
-lint: ## Formatting and clippy
+lint: ## Formatting, clippy, links of the documentation
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps
 
 clean: ## Remove what was built; the fetched kernels stay
 	$(CARGO) clean --profile dev

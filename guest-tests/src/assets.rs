@@ -342,7 +342,7 @@ pub fn rootfs() -> Result<PathBuf, AssetError> {
     }
 }
 
-/// One of [`FILE_SYSTEM_TOOLS`]: in the outer VM they are where they are on the host.
+/// A tool of e2fsprogs that tests use: in the outer VM they are where they are on the host.
 pub fn file_system_tool(name: &str) -> Result<PathBuf, AssetError> {
     let path = env::var_os("PATH").unwrap_or_default();
     // Where they are, and where many users' PATH does not lead.

@@ -94,7 +94,7 @@ pub fn choose() -> Result<Backend, BackendError> {
 /// Errors end in exit code 1 and their text on standard error: a test that could not run has
 /// failed.
 ///
-/// `pack` puts into the outer VM what will be asked of [`assets`](crate::assets) there.
+/// `pack` puts into the outer VM what will be asked of [`assets`] there.
 pub fn run_elsewhere(arguments: &[String], pack: Pack) -> Option<ExitCode> {
     let outcome = match choose() {
         Ok(Backend::Kvm) => return None,

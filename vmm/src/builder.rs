@@ -66,7 +66,7 @@ impl VmBuilder {
     }
 
     /// Sets where the times of the set-up and of the guest's boot are noted. The guest then has a boot timer
-    /// ([`layout::BOOT_TIMER`]).
+    /// ([`BOOT_TIMER`](crate::layout::BOOT_TIMER)).
     #[must_use]
     pub fn boot_timing(mut self, timing: Arc<BootTiming>) -> Self {
         self.timing = Some(timing);
