@@ -116,19 +116,19 @@ fn wrong_input() -> Result<(), Failed> {
         (&["--config", &wrong_type], &[&wrong_type, "line 2", "cpus"]),
         (
             &["--config", &device, "--kernel", good],
-            &["tabel", "`table`"],
+            &[&device, "tabel", "`table`"],
         ),
         (
             &["--config", &key, "--kernel", good],
-            &["resett", "`reset`"],
+            &[&key, "resett", "`reset`"],
         ),
         (
             &["--config", &overlap, "--kernel", good],
-            &["`one`", "`two`", "0x1"],
+            &[&overlap, "`one`", "`two`", "0x1"],
         ),
         (
             &["--config", &contradiction, "--kernel", good],
-            &["0x3f0-0x40f", "`scratch`", "0x400"],
+            &[&contradiction, "0x3f0-0x40f", "`scratch`", "0x400"],
         ),
         (&["--kernal", good], &["--kernal", "--kernel"]),
         (

@@ -18,7 +18,7 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         )));
     }
     let config = Config::from_file(&args.config).map_err(Failure::usage)?;
-    let plan = filter::plan(&config)?;
+    let plan = filter::plan(&config).map_err(|failure| failure.in_config(&args.config))?;
     let index = range.first();
     let name = names::name(index).unwrap_or("(no name known)");
     let mut text = format!("MSR {index:#x} {name}\n");

@@ -43,7 +43,7 @@ fn compile(path: &Path) -> Result<MsrPlan, Failure> {
         },
         None => Config::from_file(path).map_err(Failure::usage)?,
     };
-    plan(&config)
+    plan(&config).map_err(|failure| failure.in_config(path))
 }
 
 /// The plan of a configuration, without a VM.

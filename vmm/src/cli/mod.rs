@@ -11,6 +11,7 @@ mod terminal;
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -46,6 +47,12 @@ impl Failure {
             status: FAULT,
             message: error.to_string(),
         }
+    }
+
+    /// What is wrong is in this file's MSR part, which the message does not say yet.
+    pub(crate) fn in_config(mut self, path: &Path) -> Self {
+        self.message = format!("config {}: {}", path.display(), self.message);
+        self
     }
 }
 

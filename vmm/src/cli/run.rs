@@ -41,7 +41,10 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
         timing.mark(Moment::Configured);
         builder = builder.boot_timing(timing.clone());
     }
-    let vm = builder.build().map_err(failure)?;
+    let vm = builder.build().map_err(|error| match &args.config {
+        Some(path) if matches!(error, VmError::Msr(_)) => failure(error).in_config(path),
+        _ => failure(error),
+    })?;
     let terminal = session::open_terminal().map_err(Failure::fault)?;
     let vm = vm.start().map_err(failure)?;
     let bus = vm.msr_bus().clone();
