@@ -9,6 +9,7 @@ use std::io::{self, BufRead, Read, Seek, SeekFrom};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::memory::{low_end, mib};
+use super::read::read;
 use crate::layout;
 
 /// What every ELF file begins with.
@@ -154,11 +155,14 @@ pub(super) fn load_file(memory: &GuestMemoryMmap, file: &mut File) -> Result<Loa
     let loaded = elf.check(memory)?;
     for segment in &elf.segments {
         let end = segment.file_end();
-        file.seek(at(segment.offset))
-            .map_err(|error| read_error("a segment", end, error))?;
-        memory
-            .read_exact_volatile_from(segment.address(), file, segment.file_size as usize)
-            .map_err(|error| read_error("a segment", end, io_error(error)))?;
+        read(
+            memory,
+            segment.address(),
+            file,
+            segment.offset,
+            segment.file_size,
+        )
+        .map_err(|error| read_error("a segment", end, error))?;
     }
     Ok(loaded)
 }

@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::elf::io_error;
 use super::kernel::Kernel;
 use super::memory::{low_end, mib};
+use super::read::read;
 
 /// The highest address for a RAM disk's last byte that every x86-64 kernel accepts: `initrd_addr_max` of kernels that do
 /// not say otherwise.
@@ -64,12 +64,10 @@ pub(super) fn load(
     if !metadata.is_file() {
         return Err(InitrdError::NotAFile);
     }
-    let mut file = File::open(path).map_err(InitrdError::Open)?;
+    let file = File::open(path).map_err(InitrdError::Open)?;
     let size = file.metadata().map_err(InitrdError::Read)?.len();
     let initrd = place(size, low_end(memory), kernel)?;
-    memory
-        .read_exact_volatile_from(initrd.address, &mut file, size as usize)
-        .map_err(|error| InitrdError::Read(io_error(error)))?;
+    read(memory, initrd.address, &file, 0, size).map_err(InitrdError::Read)?;
     Ok(initrd)
 }
 

@@ -16,6 +16,7 @@ mod kernel;
 mod loading;
 mod memory;
 mod paging;
+mod read;
 pub mod registers;
 mod unpack;
 mod zero_page;
