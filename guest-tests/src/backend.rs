@@ -96,25 +96,28 @@ pub fn choose() -> Result<Backend, BackendError> {
 ///
 /// `pack` puts into the outer VM what will be asked of [`assets`] there.
 pub fn run_elsewhere(arguments: &[String], pack: Pack) -> Option<ExitCode> {
-    let outcome = match choose() {
-        Ok(Backend::Kvm) => return None,
-        Ok(Backend::Nested) => run_in_outer_vm(arguments, pack),
-        Err(error) => Err(error),
-    };
-    Some(outcome.map_or_else(
-        |error| {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        },
-        ExitCode::from,
-    ))
+    match choose() {
+        Ok(Backend::Kvm) => None,
+        Ok(Backend::Nested) => Some(run_in_outer_vm(arguments, pack)),
+        Err(error) => Some(failure(&error)),
+    }
+}
+
+/// Says why no test ran, and gives the exit code for that.
+pub fn failure(error: &BackendError) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::FAILURE
 }
 
 /// Puts files into an outer VM: [`assets::pack`] or [`assets::pack_full`].
 pub type Pack = fn(&mut OuterVm) -> Result<(), AssetError>;
 
-/// Runs this executable in the outer VM, with what `pack` packs at hand, and returns its exit status.
-pub fn run_in_outer_vm(arguments: &[String], pack: Pack) -> Result<u8, BackendError> {
+/// Runs this executable in the outer VM, with what `pack` packs at hand, and returns its exit code.
+pub fn run_in_outer_vm(arguments: &[String], pack: Pack) -> ExitCode {
+    in_outer_vm_with(arguments, pack).map_or_else(|error| failure(&error), ExitCode::from)
+}
+
+fn in_outer_vm_with(arguments: &[String], pack: Pack) -> Result<u8, BackendError> {
     let own = env::current_exe().map_err(BackendError::OwnPath)?;
     let name = own
         .file_name()

@@ -50,6 +50,34 @@ impl CpuTemplate {
         msrs.map(|msr| Rule::new(MsrRange::single(msr.index), access, verdict))
             .collect()
     }
+
+    /// A number as templates write it: `0x` hexadecimal, `0b` binary, or decimal. `None` for anything else.
+    pub fn number(text: &str) -> Option<u32> {
+        let (digits, radix) = match text.split_at_checked(2) {
+            Some(("0x", digits)) => (digits, 16),
+            Some(("0b", digits)) => (digits, 2),
+            _ => (text, 10),
+        };
+        u32::from_str_radix(digits, radix).ok()
+    }
+
+    /// The mask and the value of a bitmap as templates write it: `0b` and 1 to `width` (at most 64) of 0, 1
+    /// and x, which `_` may group. `None` for anything else.
+    pub fn bitmap(text: &str, width: usize) -> Option<(u64, u64)> {
+        let (mut mask, mut value, mut len) = (0u64, 0u64, 0);
+        for bit in text.strip_prefix("0b")?.bytes().filter(|bit| *bit != b'_') {
+            let (known, set) = match bit {
+                b'0' => (1, 0),
+                b'1' => (1, 1),
+                b'x' => (0, 0),
+                _ => return None,
+            };
+            mask = mask << 1 | known;
+            value = value << 1 | set;
+            len += 1;
+        }
+        (1..=width.min(64)).contains(&len).then_some((mask, value))
+    }
 }
 
 #[derive(Deserialize)]
@@ -60,16 +88,10 @@ struct RawModifier {
     bitmap: String,
 }
 
-/// A number in a string, `0x` hexadecimal or `0b` binary as Firecracker reads them, or decimal.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let text = String::deserialize(deserializer)?;
-    let (digits, radix) = match text.split_at_checked(2) {
-        Some(("0x", digits)) => (digits, 16),
-        Some(("0b", digits)) => (digits, 2),
-        _ => (&*text, 10),
-    };
-    u32::from_str_radix(digits, radix)
-        .map_err(|_| D::Error::invalid_value(Unexpected::Str(&text), &"an MSR such as \"0x10a\""))
+    CpuTemplate::number(&text)
+        .ok_or_else(|| D::Error::invalid_value(Unexpected::Str(&text), &"an MSR such as \"0x10a\""))
 }
 
 /// A bitmap that is not `0b` and up to 64 of 0, 1 and x.
@@ -81,24 +103,9 @@ impl TryFrom<RawModifier> for MsrModifier {
     type Error = BadBitmap;
 
     fn try_from(raw: RawModifier) -> Result<Self, BadBitmap> {
-        let bad = || BadBitmap(raw.bitmap.clone());
-        let bits = raw.bitmap.strip_prefix("0b").ok_or_else(bad)?;
-        let (mut mask, mut value, mut len) = (0u64, 0u64, 0);
-        // Underscores group digits.
-        for bit in bits.bytes().filter(|bit| *bit != b'_') {
-            let (known, set) = match bit {
-                b'0' => (1, 0),
-                b'1' => (1, 1),
-                b'x' => (0, 0),
-                _ => return Err(bad()),
-            };
-            mask = mask << 1 | known;
-            value = value << 1 | set;
-            len += 1;
-        }
-        if !(1..=64).contains(&len) {
-            return Err(bad());
-        }
+        let Some((mask, value)) = CpuTemplate::bitmap(&raw.bitmap, 64) else {
+            return Err(BadBitmap(raw.bitmap));
+        };
         Ok(Self {
             index: raw.addr,
             mask,

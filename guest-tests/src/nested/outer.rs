@@ -146,7 +146,7 @@ impl OuterVm {
         self
     }
 
-    /// Leaves KVM's modules out: for programs that need none, 4 s sooner.
+    /// Leaves KVM's modules out, for programs that need none.
     pub fn without_kvm(&mut self) -> &mut Self {
         self.with_kvm = false;
         self

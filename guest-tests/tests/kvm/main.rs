@@ -6,7 +6,8 @@
 
 use std::process::ExitCode;
 
-use guest_tests::{assets, backend};
+use guest_tests::assets;
+use guest_tests::backend::{self, Backend};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 mod cli;
@@ -45,35 +46,40 @@ fn main() -> ExitCode {
     // Nothing to boot for: the summary says that no test ran.
     let any = trials.iter().any(|trial| !arguments.is_filtered_out(trial));
     if any && !arguments.list {
-        let passed_on = backend::harness_arguments(std::env::args().skip(1));
-        let mut elsewhere = None;
-        for module in modules(&arguments, &trials) {
-            // The full kernel is large; what does without it starts sooner.
-            let full = module.as_ref().is_none_or(|name| name == devices::PREFIX);
-            let pack = if full {
-                assets::pack_full
-            } else {
-                assets::pack
-            };
-            let passed_on: Vec<String> = passed_on.iter().cloned().chain(module).collect();
-            let Some(status) = backend::run_elsewhere(&passed_on, pack) else {
-                break;
-            };
-            if elsewhere.is_none_or(|so_far| so_far == ExitCode::SUCCESS) {
-                elsewhere = Some(status);
-            }
-        }
-        if let Some(status) = elsewhere {
-            return status;
+        match backend::choose() {
+            Ok(Backend::Kvm) => {}
+            Ok(Backend::Nested) => return in_outer_vms(&arguments, &trials),
+            Err(error) => return backend::failure(&error),
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// Runs the tests in outer VMs; the exit code is the first that is not success.
+fn in_outer_vms(arguments: &Arguments, trials: &[Trial]) -> ExitCode {
+    let passed_on = backend::harness_arguments(std::env::args().skip(1));
+    let mut outcome = ExitCode::SUCCESS;
+    for module in modules(arguments, trials) {
+        // The full kernel is large; what does without it starts sooner.
+        let full = module.as_ref().is_none_or(|name| name == devices::PREFIX);
+        let pack = if full {
+            assets::pack_full
+        } else {
+            assets::pack
+        };
+        let passed_on: Vec<String> = passed_on.iter().cloned().chain(module).collect();
+        let status = backend::run_in_outer_vm(&passed_on, pack);
+        if outcome == ExitCode::SUCCESS {
+            outcome = status;
+        }
+    }
+    outcome
+}
+
 /// What to run, one after the other: where no filter is given, each module by its prefix. Each gets an outer VM
 /// of its own, so that none meets what another left behind.
 fn modules(arguments: &Arguments, trials: &[Trial]) -> Vec<Option<String>> {
-    if arguments.filter.is_some() || backend::in_outer_vm() {
+    if arguments.filter.is_some() {
         return vec![None];
     }
     let mut modules: Vec<Option<String>> = trials

@@ -99,39 +99,20 @@ impl Leaf {
             return Err(FirecrackerError::Register(register.clone()));
         }
         let bad = || FirecrackerError::Number(bitmap.clone());
-        let digits = bitmap.strip_prefix("0b").ok_or_else(bad)?.replace('_', "");
-        if digits.is_empty() || digits.len() > 32 {
-            return Err(bad());
-        }
-        let (mut mask, mut value) = (0u32, 0u32);
-        for digit in digits.bytes() {
-            let (known, set) = match digit {
-                b'0' => (1, 0),
-                b'1' => (1, 1),
-                b'x' => (0, 0),
-                _ => return Err(bad()),
-            };
-            mask = mask << 1 | known;
-            value = value << 1 | set;
-        }
+        let (mask, value) = CpuTemplate::bitmap(bitmap, 32).ok_or_else(bad)?;
         Ok(CpuidBits {
             leaf: number(&self.leaf)?,
             subleaf: number(&self.subleaf)?,
             register: register.clone(),
-            mask,
-            value,
+            // Both have 32 bits at the most.
+            mask: mask as u32,
+            value: value as u32,
         })
     }
 }
 
-/// `0x` hexadecimal, `0b` binary, or decimal.
 fn number(text: &str) -> Result<u32, FirecrackerError> {
-    let parsed = match text.split_at_checked(2) {
-        Some(("0x", digits)) => u32::from_str_radix(digits, 16),
-        Some(("0b", digits)) => u32::from_str_radix(digits, 2),
-        _ => text.parse(),
-    };
-    parsed.map_err(|_| FirecrackerError::Number(text.to_owned()))
+    CpuTemplate::number(text).ok_or_else(|| FirecrackerError::Number(text.to_owned()))
 }
 
 /// Takes out of `cpuid` what says who the CPU is.
