@@ -18,7 +18,7 @@ use guest_tests::micro::{KERNEL_ADDRESS, write_kernel};
 use guest_tests::{assets, backend};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, al, ax, dx};
-use vmm::{Moment, layout};
+use vmm::{BootEvent, layout};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -219,7 +219,7 @@ struct Times {
 
 impl Times {
     fn new(stderr: String, exit: f64) -> Outcome<Self> {
-        let at = |moment: Moment| -> Outcome<f64> {
+        let at = |moment: BootEvent| -> Outcome<f64> {
             let label = moment.label();
             let mut lines = stderr.lines().map(str::trim_start);
             let row = lines.find_map(|line| line.strip_prefix(label));
@@ -229,8 +229,8 @@ impl Times {
                 .parse()?)
         };
         Ok(Self {
-            first_run: at(Moment::FirstRun)?,
-            init: at(Moment::Init)?,
+            first_run: at(BootEvent::FirstRun)?,
+            init: at(BootEvent::Init)?,
             exit,
             table: stderr,
         })

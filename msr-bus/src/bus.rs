@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::lookup::{Lookup, Owner};
 use crate::state::NamedState;
 use crate::{
-    Access, BusState, DeviceState, Fallback, GeneralProtection, MsrAccess, MsrDevice, MsrEvent,
-    MsrObserver, MsrRange, Responder, RestoreError,
+    Access, AnsweredBy, BusState, DeviceState, Fallback, GeneralProtection, MsrAccess, MsrDevice,
+    MsrEvent, MsrObserver, MsrRange, RestoreError,
 };
 
 /// Devices by the MSR indices they claim. Built once, then immutable and shared by all vCPU threads:
@@ -255,12 +255,12 @@ impl MsrBus {
         device: Option<&dyn MsrDevice>,
     ) {
         if let Some(observer) = &self.observer {
-            let responder = device.map_or(Responder::Fallback, Responder::Device);
+            let answered_by = device.map_or(AnsweredBy::Fallback, AnsweredBy::Device);
             observer.observe(&MsrEvent {
                 access,
                 kind,
                 outcome,
-                responder,
+                answered_by,
             });
         }
     }

@@ -60,7 +60,7 @@ pub use device::MsrDevice;
 pub use fallback::{Fallback, Unclaimed};
 pub use keys::Key;
 pub use msr_filter::{Access, MsrRange};
-pub use observer::{MsrEvent, MsrObserver, Responder};
+pub use observer::{AnsweredBy, MsrEvent, MsrObserver};
 pub use registry::{ConfigError, DeviceConfig, DeviceContext, DeviceModel, Model};
 pub use state::{BusState, DeviceState, RestoreError};
 /// The README's example, compiled and run with the documentation's.

@@ -14,7 +14,7 @@ const NONE: Owner = Owner::MAX;
 const PAGE_BITS: u32 = 5;
 const PAGE_LEN: usize = 1 << PAGE_BITS;
 /// A page number no index has.
-const VACANT: u32 = u32::MAX;
+const FREE: u32 = u32::MAX;
 /// Claims of more indices than this are kept aside.
 const WIDE: u64 = 0x1_0000;
 
@@ -48,10 +48,10 @@ impl Lookup {
         }
         let slots = (pages.len() * 2).next_power_of_two().max(2);
         let shift = u32::BITS - slots.trailing_zeros();
-        let mut directory = vec![(VACANT, 0); slots].into_boxed_slice();
+        let mut directory = vec![(FREE, 0); slots].into_boxed_slice();
         for (place, (number, _)) in pages.iter().enumerate() {
             let mut slot = hash(*number, shift);
-            while directory[slot].0 != VACANT {
+            while directory[slot].0 != FREE {
                 slot = (slot + 1) & (slots - 1);
             }
             directory[slot] = (*number, place as u32);
@@ -79,7 +79,7 @@ impl Lookup {
                 }
                 break;
             }
-            if found == VACANT {
+            if found == FREE {
                 break;
             }
             slot = (slot + 1) & (self.directory.len() - 1);

@@ -4,7 +4,7 @@ use crate::{Access, GeneralProtection, MsrAccess, MsrDevice};
 
 /// Who answered an access.
 #[derive(Clone, Copy)]
-pub enum Responder<'a> {
+pub enum AnsweredBy<'a> {
     /// The device that claims the index.
     Device(&'a dyn MsrDevice),
     /// The bus's fallback for the exit reason: nobody claims the index.
@@ -21,7 +21,7 @@ pub struct MsrEvent<'a> {
     /// The value read or written, or the fault.
     pub outcome: Result<u64, GeneralProtection>,
     /// Who answered.
-    pub responder: Responder<'a>,
+    pub answered_by: AnsweredBy<'a>,
 }
 
 /// Sees every access on a bus, once, after it was answered and before the guest goes on.

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::{Access, FilterSpec, MsrRange, Verdict, paint::Cell};
+use crate::{Access, FilterSpec, MsrRange, Verdict, resolve::Cell};
 
 /// The allowed kinds of access for every index, as a step function.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use crate::{
     Access, CompileError, FilterSpec, MsrFilter, MsrRange, Rule, Verdict, access_map::AccessMap,
-    paint::paint,
+    resolve::resolve,
 };
 
 /// MSRs whose verdict two filters disagree on; see [`MsrFilter::diff`].
@@ -149,7 +149,7 @@ impl AccessMap {
             spec.rules
                 .extend(runs.map(|(part, verdict)| Rule::new(part, range.access(), verdict)));
         }
-        Self::of_cells(&spec, &paint(&spec))
+        Self::of_cells(&spec, &resolve(&spec))
     }
 
     fn map(&self, f: impl Fn(Access) -> Access) -> Self {

@@ -46,10 +46,10 @@ pub(crate) mod plan;
 mod tests;
 mod tighten;
 
-pub use self::error::{Cluster, CompileError, GiveUp};
+pub use self::error::{Cluster, CompileError, Suggestion};
 pub(crate) use self::geometry::Geometry;
 use self::{fill::fill, plan::plan};
-use crate::{FilterSpec, MsrFilter, Verdict, access_map::AccessMap, paint::paint};
+use crate::{FilterSpec, MsrFilter, Verdict, access_map::AccessMap, resolve::resolve};
 
 impl FilterSpec {
     /// Compiles the rules into the smallest filter that KVM accepts and that means exactly the same,
@@ -59,10 +59,10 @@ impl FilterSpec {
     ///
     /// [`CompileError`] where there is no such filter.
     pub fn compile(&self) -> Result<MsrFilter, CompileError> {
-        let cells = paint(self);
+        let cells = resolve(self);
         let map = AccessMap::of_cells(self, &cells);
         let plan = plan(&map, self.default, &Geometry::KVM)
-            .map_err(|misfit| error::explain(self, &cells, misfit))?;
+            .map_err(|error| error::explain(self, &cells, error))?;
         let mut ranges = fill(&plan, &map);
         if self.rules.iter().any(|rule| rule.weight > 0) {
             order::by_weight(&mut ranges, self, &cells);

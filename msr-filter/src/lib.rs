@@ -50,9 +50,9 @@ mod firecracker;
 mod kvm;
 mod list;
 pub mod names;
-mod paint;
 mod parse;
 mod range;
+mod resolve;
 mod rule;
 #[cfg(feature = "serde")]
 mod serde_impls;
@@ -60,7 +60,7 @@ mod warning;
 
 pub use access::Access;
 pub use algebra::Change;
-pub use compile::{Cluster, CompileError, GiveUp};
+pub use compile::{Cluster, CompileError, Suggestion};
 pub use config::{FilterConfig, RuleConfig};
 pub use explain::DecidedBy;
 pub use filter::{FilterError, FilterRange, MsrFilter};

@@ -5,7 +5,7 @@ use core::fmt;
 
 use crate::{
     Access, FilterSpec, MsrRange, Verdict, names,
-    paint::{Cell, paint},
+    resolve::{Cell, resolve},
 };
 
 /// Something in a [`FilterSpec`] that is legal, and probably not meant. Rules are numbered by their
@@ -100,7 +100,7 @@ impl fmt::Display for Warning {
 impl FilterSpec {
     /// What in the rules is probably a mistake, by rising rule. None of it keeps them from compiling.
     pub fn warnings(&self) -> Vec<Warning> {
-        let cells = paint(self);
+        let cells = resolve(self);
         let mut decides = alloc::vec![false; self.rules.len()];
         for cell in &cells {
             for access in [Access::READ, Access::WRITE] {

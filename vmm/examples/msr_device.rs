@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msr_bus::{GeneralProtection, MsrAccess, MsrDevice, MsrRange};
-use vmm::{Config, Ending, Vm};
+use vmm::{Config, ShutdownReason, Vm};
 
 /// An index that no processor has.
 const COUNT: u32 = 0x3f00;
@@ -58,12 +58,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         .console_output(io::stdout())
         .build()?
         .start()?;
-    let ending = vm.wait();
+    let reason = vm.wait();
     for (vcpu, reads) in counter.reads.iter().enumerate() {
         eprintln!("vCPU {vcpu} read {COUNT:#x} {reads:?} times");
     }
-    match ending {
-        Ending::Fault(fault) => Err(fault.to_string().into()),
+    match reason {
+        ShutdownReason::Fault(fault) => Err(fault.to_string().into()),
         _ => Ok(()),
     }
 }

@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::io;
 
-use vmm::{Config, Ending, Vm};
+use vmm::{Config, ShutdownReason, Vm};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
@@ -20,10 +20,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build()?
         .start()?;
     match vm.wait() {
-        Ending::PowerOff => eprintln!("the guest switched itself off"),
-        Ending::Reset => eprintln!("the guest reset itself"),
-        Ending::Stopped => eprintln!("the guest was stopped"),
-        Ending::Fault(fault) => return Err(fault.to_string().into()),
+        ShutdownReason::PowerOff => eprintln!("the guest switched itself off"),
+        ShutdownReason::Reset => eprintln!("the guest reset itself"),
+        ShutdownReason::Stopped => eprintln!("the guest was stopped"),
+        ShutdownReason::Fault(fault) => return Err(fault.to_string().into()),
     }
     Ok(())
 }

@@ -15,11 +15,11 @@ use crate::cpu::msrs;
 use crate::cpu::topology::apic_id;
 use crate::cpu::{Cpuid, HostCpu};
 use crate::devices::virtio;
-use crate::ending::endings;
 use crate::machine::{Machine, create_interrupt_controllers, virtio_devices};
 use crate::memory;
 use crate::msr::{MsrPlan, VcpuView};
-use crate::timing::{BootTiming, Moment};
+use crate::shutdown::shutdown_channel;
+use crate::timing::{BootEvent, BootTiming};
 use crate::vcpu::Vcpu;
 use crate::vm::{Vm, VmError};
 
@@ -80,7 +80,7 @@ impl VmBuilder {
     /// [`VmError`].
     pub fn build(self) -> Result<Vm, VmError> {
         let timing = self.timing;
-        let mark = |moment| timing.iter().for_each(|timing| timing.mark(moment));
+        let mark = |event| timing.iter().for_each(|timing| timing.mark(event));
         let config = self.config;
         let topology = config.vm.topology()?;
         let kernel = config.vm.kernel.as_deref().ok_or(ConfigError::NoKernel)?;
@@ -101,23 +101,24 @@ impl VmBuilder {
             timing.clone(),
         )
         .map_err(VmError::host("cannot start a thread"))?;
-        mark(Moment::MsrPlan);
+        mark(BootEvent::MsrPlan);
 
         let kvm = Kvm::new().map_err(VmError::Open)?;
         let vm = Arc::new(kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?);
         // Before the irqchip, whose creation leaves RCU callbacks pending. KVM waits out a grace period when a filter
         // is replaced; with callbacks pending that takes 10 ms and more, and without some microseconds.
         plan.install(&vm)?;
-        mark(Moment::MsrFilter);
+        mark(BootEvent::MsrFilter);
         memory::register(&vm, &memory)?;
-        mark(Moment::Memory);
+        mark(BootEvent::Memory);
         create_interrupt_controllers(&vm)?;
-        mark(Moment::InterruptControllers);
+        mark(BootEvent::InterruptControllers);
 
-        let (ended, ending) = endings().map_err(VmError::host("cannot make an eventfd"))?;
+        let (shutdown, shutdown_receiver) =
+            shutdown_channel().map_err(VmError::host("cannot make an eventfd"))?;
         let virtio = virtio::attach(&vm, &memory, devices)?;
-        let machine = Machine::new(&vm, &ended, self.output, virtio, timing.clone())?;
-        mark(Moment::Devices);
+        let machine = Machine::new(&vm, &shutdown, self.output, virtio, timing.clone())?;
+        mark(BootEvent::Devices);
 
         let fds = create_vcpus(&vm, topology)?;
         let host = HostCpu::query(&kvm, &fds[0])?;
@@ -128,7 +129,7 @@ impl VmBuilder {
                 .map_err(VmError::kvm("KVM_SET_CPUID2"))?;
             msrs::set(fd)?;
         }
-        mark(Moment::Vcpus);
+        mark(BootEvent::Vcpus);
 
         let rsdp = acpi::write(
             &memory,
@@ -146,9 +147,11 @@ impl VmBuilder {
         if let Some(parameters) = cpuid.kernel_parameters() {
             cmdline = format!("{cmdline} {parameters}");
         }
-        let entry = loading.finish()?.hand_over(&memory, &cmdline, Some(rsdp))?;
+        let entry = loading
+            .finish()?
+            .write_boot_data(&memory, &cmdline, Some(rsdp))?;
         boot::registers::set(&fds[0], &entry)?;
-        mark(Moment::Built);
+        mark(BootEvent::Built);
 
         let control = Arc::new(Control::new(fds.len()));
         let vcpus = (0..)
@@ -160,7 +163,7 @@ impl VmBuilder {
                 bus: plan.bus.clone(),
                 io: machine.io.clone(),
                 control: control.clone(),
-                ended: ended.clone(),
+                shutdown: shutdown.clone(),
                 one_msr: VcpuView::room(),
             })
             .collect();
@@ -171,8 +174,8 @@ impl VmBuilder {
             control,
             clock,
             machine,
-            ended,
-            ending,
+            shutdown,
+            shutdown_receiver,
             timing,
         })
     }

@@ -190,7 +190,7 @@ impl Config {
     /// The configuration whose file has these `keys`, over a model.
     fn over(self, model: &ModelName, mut keys: toml::Table) -> Result<Self, ConfigError> {
         keys.remove("model");
-        let layered = models::lay_over(keys, model.load()?);
+        let layered = models::overlay(keys, model.load()?);
         let layered = layered.try_into().map_err(|source| ConfigError::Layered {
             model: model.clone(),
             source: Box::new(source),

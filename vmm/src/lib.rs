@@ -2,13 +2,13 @@
 //!
 //! A [`Config`] says what the machine is; a [`VmBuilder`] adds what a file cannot hold, such as MSR devices of
 //! one's own; [`Vm::start`] runs it, and the [`RunningVm`] is the handle to it: to pause, to replace the MSR
-//! filter, to press the power button, to stop, and to wait for the [`Ending`]. Dropping the handle stops the
+//! filter, to press the power button, to stop, and to wait for the [`ShutdownReason`]. Dropping the handle stops the
 //! VM and leaves neither thread nor file behind.
 //!
 //! ```no_run
 //! use std::time::Duration;
 //!
-//! use vmm::{Config, Ending, Vm};
+//! use vmm::{Config, ShutdownReason, Vm};
 //!
 //! let mut config = Config::default();
 //! config.vm.kernel = Some("vmlinuz".into());
@@ -18,17 +18,17 @@
 //!     .build()?
 //!     .start()?;
 //!
-//! // `vm.ended()` is an event for a program's own loop; this one has nothing else to do.
+//! // `vm.shutdown_event()` is an event for a program's own loop; this one has nothing else to do.
 //! std::thread::sleep(Duration::from_secs(10));
-//! if vm.heeds_power_button() {
+//! if vm.handles_power_button() {
 //!     vm.press_power_button();
 //! } else {
 //!     vm.stop();
 //! }
 //! match vm.wait() {
-//!     Ending::PowerOff | Ending::Reset => println!("in order"),
-//!     Ending::Stopped => println!("stopped"),
-//!     Ending::Fault(fault) => eprintln!("{fault}"),
+//!     ShutdownReason::PowerOff | ShutdownReason::Reset => println!("in order"),
+//!     ShutdownReason::Stopped => println!("stopped"),
+//!     ShutdownReason::Fault(fault) => eprintln!("{fault}"),
 //! }
 //! # Ok::<(), vmm::VmError>(())
 //! ```
@@ -45,7 +45,6 @@ pub mod config;
 mod control;
 pub mod cpu;
 pub mod devices;
-mod ending;
 mod fault;
 mod internal_error;
 pub mod layout;
@@ -54,15 +53,16 @@ pub mod memory;
 pub mod models;
 pub mod msr;
 mod running;
+mod shutdown;
 mod timing;
 mod vcpu;
 mod vm;
 
 pub use builder::VmBuilder;
 pub use config::Config;
-pub use ending::{Ending, EndingSender};
 pub use fault::{Fault, FaultReason};
 pub use internal_error::InternalError;
 pub use running::RunningVm;
-pub use timing::{BootTiming, Moment};
+pub use shutdown::{ShutdownReason, ShutdownSender};
+pub use timing::{BootEvent, BootTiming};
 pub use vm::{Vm, VmError};

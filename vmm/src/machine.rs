@@ -18,8 +18,8 @@ use crate::devices::serial::Console;
 use crate::devices::virtio::block::{Block, DiskError};
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::{MmioDevice, Slot, VirtioDevice};
-use crate::ending::EndingSender;
 use crate::layout;
+use crate::shutdown::ShutdownSender;
 use crate::timing::{BootTiming, TimedOutput};
 use crate::vm::VmError;
 
@@ -34,7 +34,7 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn new(
         vm: &Arc<VmFd>,
-        ended: &EndingSender,
+        shutdown: &ShutdownSender,
         output: Box<dyn Write + Send>,
         virtio: Vec<Arc<MmioDevice>>,
         timing: Option<Arc<BootTiming>>,
@@ -48,7 +48,7 @@ impl Machine {
             None => output,
         };
         let console = Console::new(irq, output).map_err(VmError::host("cannot make an eventfd"))?;
-        let power = PowerManagement::new(vm.clone(), ended.clone());
+        let power = PowerManagement::new(vm.clone(), shutdown.clone());
 
         let mut io = IoManager::new();
         let mut add = |port, length, device: Arc<dyn DevicePio + Send + Sync>| {
@@ -58,13 +58,13 @@ impl Machine {
                 .expect("the layout's ports do not overlap");
         };
         add(layout::COM1, 8, console.clone());
-        add(layout::I8042, 5, Arc::new(I8042::new(ended.clone())));
+        add(layout::I8042, 5, Arc::new(I8042::new(shutdown.clone())));
         add(layout::RTC, 2, Arc::new(Rtc::new()));
         add(layout::PM1A_EVENT, 6, power.clone());
         add(
             layout::ACPI_RESET,
             1,
-            Arc::new(ResetRegister(ended.clone())),
+            Arc::new(ResetRegister(shutdown.clone())),
         );
         if let Some(timing) = timing {
             add(layout::BOOT_TIMER, 1, Arc::new(BootTimer(timing)));

@@ -14,12 +14,12 @@ use crate::control::{Control, install_kick_handler, kick_signal};
 use crate::devices::power::PowerManagement;
 use crate::devices::serial::Console;
 use crate::devices::virtio::MmioDevice;
-use crate::ending::{Ending, EndingReceiver, EndingSender};
-use crate::timing::Moment;
+use crate::shutdown::{ShutdownReason, ShutdownReceiver, ShutdownSender};
+use crate::timing::BootEvent;
 use crate::vm::{Vm, VmError};
 
 /// How long the console's writer may take over what a guest that ended by itself wrote last.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const CONSOLE_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A handle to a running VM. Dropping it stops the VM.
 pub struct RunningVm {
@@ -32,8 +32,8 @@ pub struct RunningVm {
     virtio: Vec<Arc<MmioDevice>>,
     /// Calls of [`pause`](RunningVm::pause) in force.
     pauses: Mutex<usize>,
-    ended: EndingSender,
-    ending: EndingReceiver,
+    shutdown: ShutdownSender,
+    shutdown_receiver: ShutdownReceiver,
 }
 
 impl RunningVm {
@@ -49,8 +49,8 @@ impl RunningVm {
             power: vm.machine.power,
             virtio: vm.machine.virtio,
             pauses: Mutex::new(0),
-            ended: vm.ended,
-            ending: vm.ending,
+            shutdown: vm.shutdown,
+            shutdown_receiver: vm.shutdown_receiver,
         };
         for vcpu in vm.vcpus {
             let clock = vm.clock.clone();
@@ -62,7 +62,7 @@ impl RunningVm {
                 .spawn(move || {
                     clock.register(VcpuId(id));
                     if let Some(timing) = timing {
-                        timing.mark(Moment::FirstRun);
+                        timing.mark(BootEvent::FirstRun);
                     }
                     vcpu.run();
                 });
@@ -75,26 +75,30 @@ impl RunningVm {
     }
 
     /// Waits until the guest ends, and stops what is left of it.
-    pub fn wait(mut self) -> Ending {
+    pub fn wait(mut self) -> ShutdownReason {
         // `self` holds a sender, so the channel cannot be closed.
-        let ending = self.ending.endings.recv().unwrap_or(Ending::Stopped);
+        let reason = self
+            .shutdown_receiver
+            .reasons
+            .recv()
+            .unwrap_or(ShutdownReason::Stopped);
         self.halt();
-        if !matches!(ending, Ending::Stopped) {
-            self.console.close(LAST_WORDS);
+        if !matches!(reason, ShutdownReason::Stopped) {
+            self.console.close(CONSOLE_FLUSH_TIMEOUT);
         }
-        ending
+        reason
     }
 
     /// Readable once the guest has ended, so that an event loop knows when [`wait`](Self::wait) returns at
     /// once.
-    pub fn ended(&self) -> &EventFd {
-        &self.ending.event
+    pub fn shutdown_event(&self) -> &EventFd {
+        &self.shutdown_receiver.event
     }
 
     /// Ends the guest at once, as if its power were cut; [`wait`](Self::wait) then gives
-    /// [`Ending::Stopped`] unless the guest ended before.
+    /// [`ShutdownReason::Stopped`] unless the guest ended before.
     pub fn stop(&self) {
-        self.ended.send(Ending::Stopped);
+        self.shutdown.send(ShutdownReason::Stopped);
     }
 
     /// Presses the ACPI power button. What follows is the guest's decision.
@@ -103,8 +107,8 @@ impl RunningVm {
     }
 
     /// Whether a driver in the guest waits for the power button.
-    pub fn heeds_power_button(&self) -> bool {
-        self.power.heeds_power_button()
+    pub fn handles_power_button(&self) -> bool {
+        self.power.handles_power_button()
     }
 
     /// Takes every vCPU out of KVM_RUN, with pending exits completed, then stops the disks and other
@@ -175,7 +179,7 @@ impl RunningVm {
         self.control.stop();
         self.kick();
         for thread in self.threads.drain(..) {
-            // A panic was reported as the guest's ending by the vCPU itself.
+            // A panic was reported as the reason of the shutdown by the vCPU itself.
             let _ = thread.join();
         }
     }

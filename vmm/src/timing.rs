@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// Something that happens once in a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moment {
+pub enum BootEvent {
     /// The program's `main` is called.
     Main,
     /// The command line and the configuration file are read.
@@ -38,7 +38,7 @@ pub enum Moment {
     Ended,
 }
 
-impl Moment {
+impl BootEvent {
     const ALL: [Self; 14] = [
         Self::Main,
         Self::Configured,
@@ -77,21 +77,21 @@ impl Moment {
     }
 }
 
-/// When a boot reached which [`Moment`].
+/// When a boot reached which [`BootEvent`].
 ///
 /// Prints as a table, in the order in which things happened.
 ///
 /// ```
-/// use vmm::{BootTiming, Moment};
+/// use vmm::{BootTiming, BootEvent};
 ///
 /// let timing = BootTiming::since_exec();
-/// timing.mark(Moment::Main);
+/// timing.mark(BootEvent::Main);
 /// assert!(timing.to_string().contains("exec to main"));
 /// ```
 #[derive(Debug)]
 pub struct BootTiming {
     start: Instant,
-    marks: [OnceLock<Duration>; Moment::ALL.len()],
+    marks: [OnceLock<Duration>; BootEvent::ALL.len()],
 }
 
 impl BootTiming {
@@ -99,7 +99,7 @@ impl BootTiming {
     pub fn new(start: Instant) -> Self {
         Self {
             start,
-            marks: [const { OnceLock::new() }; Moment::ALL.len()],
+            marks: [const { OnceLock::new() }; BootEvent::ALL.len()],
         }
     }
 
@@ -111,20 +111,20 @@ impl BootTiming {
         Self::new(now.checked_sub(process_cpu_time()).unwrap_or(now))
     }
 
-    /// Notes that `moment` is now. Only the first time counts.
-    pub fn mark(&self, moment: Moment) {
-        let _ = self.marks[moment as usize].set(self.start.elapsed());
+    /// Notes that `event` is now. Only the first time counts.
+    pub fn mark(&self, event: BootEvent) {
+        let _ = self.marks[event as usize].set(self.start.elapsed());
     }
 
-    /// When `moment` was, since the start.
-    pub fn at(&self, moment: Moment) -> Option<Duration> {
-        self.marks[moment as usize].get().copied()
+    /// When `event` was, since the start.
+    pub fn at(&self, event: BootEvent) -> Option<Duration> {
+        self.marks[event as usize].get().copied()
     }
 
     /// Everything that happened, in its order.
-    fn in_order(&self) -> Vec<(Moment, Duration)> {
-        let at = |moment: Moment| Some((moment, self.at(moment)?));
-        let mut marks: Vec<_> = Moment::ALL.into_iter().filter_map(at).collect();
+    fn in_order(&self) -> Vec<(BootEvent, Duration)> {
+        let at = |event: BootEvent| Some((event, self.at(event)?));
+        let mut marks: Vec<_> = BootEvent::ALL.into_iter().filter_map(at).collect();
         marks.sort_by_key(|(_, at)| *at);
         marks
     }
@@ -135,9 +135,9 @@ impl fmt::Display for BootTiming {
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         writeln!(f, "{:<26}{:>10}{:>10}", "boot timing", "at ms", "took ms")?;
         let mut before = Duration::ZERO;
-        for (moment, at) in self.in_order() {
+        for (event, at) in self.in_order() {
             let (now, took) = (milliseconds(at), milliseconds(at - before));
-            writeln!(f, "  {:<24}{now:>10.3}{took:>10.3}", moment.label())?;
+            writeln!(f, "  {:<24}{now:>10.3}{took:>10.3}", event.label())?;
             before = at;
         }
         Ok(())
@@ -163,7 +163,7 @@ pub(crate) struct TimedOutput {
 
 impl Write for TimedOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.timing.mark(Moment::FirstOutput);
+        self.timing.mark(BootEvent::FirstOutput);
         self.output.write(bytes)
     }
 
@@ -177,15 +177,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_are_listed_as_they_happened_and_their_first_time_counts() {
+    fn events_are_listed_as_they_happened_and_their_first_time_counts() {
         let timing = BootTiming::new(Instant::now());
-        timing.mark(Moment::Vcpus);
-        timing.mark(Moment::KernelLoaded);
-        timing.mark(Moment::Main);
-        let first = timing.at(Moment::Vcpus);
-        timing.mark(Moment::Vcpus);
-        assert_eq!(timing.at(Moment::Vcpus), first);
-        assert_eq!(timing.at(Moment::Init), None);
+        timing.mark(BootEvent::Vcpus);
+        timing.mark(BootEvent::KernelLoaded);
+        timing.mark(BootEvent::Main);
+        let first = timing.at(BootEvent::Vcpus);
+        timing.mark(BootEvent::Vcpus);
+        assert_eq!(timing.at(BootEvent::Vcpus), first);
+        assert_eq!(timing.at(BootEvent::Init), None);
         let table = timing.to_string();
         let labels: Vec<&str> = table.lines().skip(1).map(|l| l[..26].trim()).collect();
         assert_eq!(
@@ -195,9 +195,9 @@ mod tests {
     }
 
     #[test]
-    fn every_moment_has_its_own_place() {
-        for (place, moment) in Moment::ALL.into_iter().enumerate() {
-            assert_eq!(moment as usize, place, "{moment:?}");
+    fn every_event_has_its_own_place() {
+        for (place, event) in BootEvent::ALL.into_iter().enumerate() {
+            assert_eq!(event as usize, place, "{event:?}");
         }
     }
 
@@ -208,8 +208,8 @@ mod tests {
             output: Box::new(io::sink()),
             timing: timing.clone(),
         };
-        assert_eq!(timing.at(Moment::FirstOutput), None);
+        assert_eq!(timing.at(BootEvent::FirstOutput), None);
         assert_eq!(output.write(b"Linux").unwrap(), 5);
-        assert!(timing.at(Moment::FirstOutput).is_some());
+        assert!(timing.at(BootEvent::FirstOutput).is_some());
     }
 }

@@ -11,13 +11,13 @@ use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vm_memory::GuestMemoryMmap;
 
 use crate::control::{Command, Control, Kickable};
-use crate::ending::{Ending, EndingSender};
 use crate::fault::{Fault, FaultReason};
 use crate::internal_error::InternalError;
 use crate::msr::{MsrExit, VcpuView, complete};
+use crate::shutdown::{ShutdownReason, ShutdownSender};
 
 /// What reads of ports and addresses that no device answers give.
-const NOBODY: u8 = 0xff;
+const OPEN_BUS: u8 = 0xff;
 
 /// A vCPU and everything its exits need.
 pub(crate) struct Vcpu {
@@ -27,7 +27,7 @@ pub(crate) struct Vcpu {
     pub(crate) bus: Arc<MsrBus>,
     pub(crate) io: Arc<IoManager>,
     pub(crate) control: Arc<Control>,
-    pub(crate) ended: EndingSender,
+    pub(crate) shutdown: ShutdownSender,
     pub(crate) one_msr: RefCell<Msrs>,
 }
 
@@ -43,7 +43,7 @@ impl Vcpu {
         if let Err(reason) = self.run_loop() {
             let vcpu = VcpuId(self.location.thread);
             let fault = Fault::new(vcpu, reason, &self.fd, &self.memory);
-            self.ended.send(Ending::Fault(Box::new(fault)));
+            self.shutdown.send(ShutdownReason::Fault(Box::new(fault)));
         }
     }
 
@@ -60,14 +60,14 @@ impl Vcpu {
                 }
                 Ok(VcpuExit::IoIn(port, data)) => {
                     if self.io.pio_read(PioAddress(port), data).is_err() {
-                        data.fill(NOBODY);
+                        data.fill(OPEN_BUS);
                     }
                 }
                 // What is written where no device listens is lost, as on a real bus.
                 Ok(VcpuExit::IoOut(port, data)) => drop(self.io.pio_write(PioAddress(port), data)),
                 Ok(VcpuExit::MmioRead(address, data)) => {
                     if self.io.mmio_read(MmioAddress(address), data).is_err() {
-                        data.fill(NOBODY);
+                        data.fill(OPEN_BUS);
                     }
                 }
                 Ok(VcpuExit::MmioWrite(address, data)) => {
@@ -86,10 +86,10 @@ impl Vcpu {
                 // KVM asks for another try, which is not an exit of the guest.
                 Err(error) if error.errno() == libc::EAGAIN => {}
                 Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
-                    self.ended.send(Ending::PowerOff);
+                    self.shutdown.send(ShutdownReason::PowerOff);
                 }
                 Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => {
-                    self.ended.send(Ending::Reset);
+                    self.shutdown.send(ShutdownReason::Reset);
                 }
                 Ok(VcpuExit::SystemEvent(kind, _)) => return Err(FaultReason::SystemEvent(kind)),
                 Ok(VcpuExit::Shutdown) => return Err(FaultReason::Shutdown),
@@ -132,7 +132,7 @@ impl Drop for Vcpu {
         if std::thread::panicking() {
             let vcpu = VcpuId(self.location.thread);
             let fault = Fault::new(vcpu, FaultReason::Panicked, &self.fd, &self.memory);
-            self.ended.send(Ending::Fault(Box::new(fault)));
+            self.shutdown.send(ShutdownReason::Fault(Box::new(fault)));
         }
     }
 }

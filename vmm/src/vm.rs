@@ -16,11 +16,11 @@ use crate::cpu::msrs::BootMsrsError;
 use crate::cpu::{CpuModelError, CpuidError, HostCpuError};
 use crate::devices::virtio::AttachError;
 use crate::devices::virtio::block::DiskError;
-use crate::ending::{EndingReceiver, EndingSender};
 use crate::machine::Machine;
 use crate::memory::MemoryError;
 use crate::msr::{MsrPlan, PlanError};
 use crate::running::RunningVm;
+use crate::shutdown::{ShutdownReceiver, ShutdownSender};
 use crate::timing::BootTiming;
 use crate::vcpu::Vcpu;
 
@@ -119,8 +119,8 @@ pub struct Vm {
     pub(crate) control: Arc<Control>,
     pub(crate) clock: Arc<HostClock>,
     pub(crate) machine: Machine,
-    pub(crate) ended: EndingSender,
-    pub(crate) ending: EndingReceiver,
+    pub(crate) shutdown: ShutdownSender,
+    pub(crate) shutdown_receiver: ShutdownReceiver,
     pub(crate) timing: Option<Arc<BootTiming>>,
 }
 

@@ -43,7 +43,7 @@ const ROWS: &[Row] = &[
         "userspace: scratch",
     ),
     (0x1b, "IA32_APIC_BASE", None, "the kernel: KVM"),
-    (0x3fff, "(reserved)", None, "nobody: #GP"),
+    (0x3fff, "(reserved)", None, "default: #GP"),
 ];
 
 fn plan() -> Plan {

@@ -18,7 +18,7 @@ use guest_tests::guest::ORDER_PATH;
 use guest_tests::init;
 
 /// How long the disk may take to be there, once its driver is.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the new root is while it is not the root yet.
 const NEW_ROOT: &str = "/root";
@@ -69,7 +69,7 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
 fn wait_for(disk: &Path) -> Result<(), String> {
     let begin = Instant::now();
     while !disk.exists() {
-        if begin.elapsed() > PATIENCE {
+        if begin.elapsed() > TIMEOUT {
             return Err(format!("there is no {}", disk.display()));
         }
         thread::sleep(Duration::from_millis(10));

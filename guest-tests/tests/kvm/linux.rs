@@ -186,7 +186,7 @@ fn the_statistics_are_exact() -> Result<(), Failed> {
     let expected = [
         (0x17, Some(([2, 1, 1], "table"))),
         (SCRATCH, Some(([1, 1, 0], "scratch"))),
-        (NOWHERE, Some(([1, 1, 2], "nobody (unclaimed)"))),
+        (NOWHERE, Some(([1, 1, 2], "default (unclaimed)"))),
         (0x1b, None),
         (0x1ad, None),
     ];

@@ -203,16 +203,16 @@ struct Recorder(Mutex<Vec<String>>);
 
 impl MsrObserver for Recorder {
     fn observe(&self, event: &MsrEvent<'_>) {
-        let responder = match event.responder {
-            Responder::Device(device) => device.name().to_owned(),
-            Responder::Fallback => "fallback".to_owned(),
+        let answered_by = match event.answered_by {
+            AnsweredBy::Device(device) => device.name().to_owned(),
+            AnsweredBy::Fallback => "fallback".to_owned(),
         };
         let outcome = event
             .outcome
             .map_or("#GP".into(), |value| format!("{value:#x}"));
         let MsrEvent { access, kind, .. } = event;
         self.0.lock().unwrap().push(format!(
-            "{} {kind} {:#x} {} {outcome} {responder}",
+            "{} {kind} {:#x} {} {outcome} {answered_by}",
             access.cpu.id(),
             access.index,
             access.reason

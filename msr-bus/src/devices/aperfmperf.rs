@@ -16,7 +16,7 @@ use msr_filter::MsrRange;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::steady_clock::{ClockState, SteadyClock};
+use super::monotonic_clock::{ClockState, MonotonicClock};
 use crate::{
     CpuVendor, DeviceContext, DeviceState, GeneralProtection, Model, MsrAccess, MsrDevice,
     PerScope, RestoreError, Scope,
@@ -79,7 +79,7 @@ enum Counter {
 /// The device.
 pub struct AperfMperf {
     name: String,
-    clock: SteadyClock,
+    clock: MonotonicClock,
     /// Unless it is the clock's.
     tsc_khz: Option<u32>,
     /// In millionths.
@@ -109,7 +109,7 @@ impl Model for AperfMperf {
         }
         Ok(Self {
             name,
-            clock: SteadyClock::new(context),
+            clock: MonotonicClock::new(context),
             tsc_khz: config.tsc_mhz.map(|mhz| (mhz * 1e3).round() as u32),
             ratio: (ratio * 1e6).round() as u64,
             mperf: config.mperf,
@@ -205,60 +205,60 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::devices::rig::{Rig, config};
+    use crate::devices::fixture::{Fixture, config};
     use crate::testing::{ICE_LAKE, ZEN_3};
     use crate::{Topology, VcpuId};
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn counters(keys: &str) -> (Rig, AperfMperf) {
-        let rig = Rig::new(ICE_LAKE, Topology::flat(2));
-        let device = AperfMperf::build("a".into(), config(keys), &rig.context).unwrap();
-        (rig, device)
+    fn counters(keys: &str) -> (Fixture, AperfMperf) {
+        let fixture = Fixture::new(ICE_LAKE, Topology::flat(2));
+        let device = AperfMperf::build("a".into(), config(keys), &fixture.context).unwrap();
+        (fixture, device)
     }
 
     #[test]
     fn a_busy_cpu_counts_at_the_tsc_frequency_and_the_configured_ratio() {
-        let (rig, device) = counters("tsc_mhz = 2300\nratio = 1.5");
-        rig.pass(SECOND * 10, &[SECOND * 4, SECOND]);
+        let (fixture, device) = counters("tsc_mhz = 2300\nratio = 1.5");
+        fixture.pass(SECOND * 10, &[SECOND * 4, SECOND]);
         for (vcpu, seconds) in [(0, 4), (1, 1)] {
-            let mperf = rig.read(&device, vcpu, MPERF);
+            let mperf = fixture.read(&device, vcpu, MPERF);
             assert_eq!(mperf, Ok(seconds * 2_300_000_000));
-            let aperf = rig.read(&device, vcpu, APERF);
+            let aperf = fixture.read(&device, vcpu, APERF);
             assert_eq!(aperf, Ok(seconds * 3_450_000_000));
         }
     }
 
     #[test]
     fn when_mperf_counts_always_the_ratio_is_the_share_of_a_cpu() {
-        let (rig, device) = counters("tsc_mhz = 2000\nmperf = 'always'");
-        rig.pass(SECOND * 10, &[SECOND * 4]);
-        assert_eq!(rig.read(&device, 0, MPERF), Ok(20_000_000_000));
-        assert_eq!(rig.read(&device, 0, APERF), Ok(8_000_000_000));
+        let (fixture, device) = counters("tsc_mhz = 2000\nmperf = 'always'");
+        fixture.pass(SECOND * 10, &[SECOND * 4]);
+        assert_eq!(fixture.read(&device, 0, MPERF), Ok(20_000_000_000));
+        assert_eq!(fixture.read(&device, 0, APERF), Ok(8_000_000_000));
     }
 
     #[test]
     fn a_written_counter_counts_on_from_what_was_written_and_wraps_around() {
-        let (rig, device) = counters("tsc_mhz = 1000");
-        rig.pass(SECOND, &[SECOND, SECOND]);
-        rig.write(&device, 0, MPERF, 0).unwrap();
-        rig.write(&device, 0, APERF, u64::MAX).unwrap();
-        rig.pass(SECOND, &[SECOND, SECOND]);
-        assert_eq!(rig.read(&device, 0, MPERF), Ok(1_000_000_000));
-        assert_eq!(rig.read(&device, 0, APERF), Ok(999_999_999));
-        assert_eq!(rig.read(&device, 1, MPERF), Ok(2_000_000_000));
+        let (fixture, device) = counters("tsc_mhz = 1000");
+        fixture.pass(SECOND, &[SECOND, SECOND]);
+        fixture.write(&device, 0, MPERF, 0).unwrap();
+        fixture.write(&device, 0, APERF, u64::MAX).unwrap();
+        fixture.pass(SECOND, &[SECOND, SECOND]);
+        assert_eq!(fixture.read(&device, 0, MPERF), Ok(1_000_000_000));
+        assert_eq!(fixture.read(&device, 0, APERF), Ok(999_999_999));
+        assert_eq!(fixture.read(&device, 1, MPERF), Ok(2_000_000_000));
     }
 
     #[test]
     fn amd_has_copies_that_cannot_be_written() {
-        let rig = Rig::new(ZEN_3, Topology::flat(1));
+        let fixture = Fixture::new(ZEN_3, Topology::flat(1));
         let keys = config("tsc_mhz = 1000\nratio = 2");
-        let device = AperfMperf::build("a".into(), keys, &rig.context).unwrap();
+        let device = AperfMperf::build("a".into(), keys, &fixture.context).unwrap();
         assert_eq!(device.claims().len(), 4);
-        rig.pass(SECOND, &[SECOND]);
+        fixture.pass(SECOND, &[SECOND]);
         for (index, count) in [(0xc000_00e7, 1_000_000_000), (0xc000_00e8, 2_000_000_000)] {
-            assert_eq!(rig.read(&device, 0, index), Ok(count));
-            assert_eq!(rig.write(&device, 0, index, 0), Err(GeneralProtection));
+            assert_eq!(fixture.read(&device, 0, index), Ok(count));
+            assert_eq!(fixture.write(&device, 0, index, 0), Err(GeneralProtection));
         }
     }
 
@@ -278,17 +278,17 @@ mod tests {
                 "ratio: -1 is not between 0.01 and 100",
             ),
         ] {
-            let rig = Rig::new(ICE_LAKE, Topology::flat(1));
-            let refused = AperfMperf::build("a".into(), config(keys), &rig.context).err();
+            let fixture = Fixture::new(ICE_LAKE, Topology::flat(1));
+            let refused = AperfMperf::build("a".into(), config(keys), &fixture.context).err();
             assert_eq!(refused.as_deref(), Some(message));
         }
     }
 
     #[test]
     fn a_restored_device_goes_on_where_the_saved_one_was() {
-        let (rig, saved) = counters("tsc_mhz = 1000");
-        rig.write(&saved, 0, APERF, 5).unwrap();
-        rig.pass(SECOND * 9, &[SECOND * 3]);
+        let (fixture, saved) = counters("tsc_mhz = 1000");
+        fixture.write(&saved, 0, APERF, 5).unwrap();
+        fixture.pass(SECOND * 9, &[SECOND * 3]);
         let (other, restored) = counters("tsc_mhz = 1000");
         other.pass(SECOND, &[SECOND * 2, SECOND * 8]);
         restored.restore(&saved.save().unwrap()).unwrap();
@@ -297,8 +297,9 @@ mod tests {
         assert_eq!(other.read(&restored, 0, MPERF), Ok(4_000_000_000));
         assert_eq!(other.read(&restored, 1, MPERF), Ok(0));
 
-        let rig = Rig::new(ICE_LAKE, Topology::flat(3));
-        let three = AperfMperf::build("a".into(), config("tsc_mhz = 1000"), &rig.context).unwrap();
+        let fixture = Fixture::new(ICE_LAKE, Topology::flat(3));
+        let three =
+            AperfMperf::build("a".into(), config("tsc_mhz = 1000"), &fixture.context).unwrap();
         assert!(matches!(
             three.restore(&saved.save().unwrap()),
             Err(RestoreError::Mismatch(_))
@@ -307,13 +308,13 @@ mod tests {
 
     #[test]
     fn readers_on_other_threads_never_see_a_counter_run_backwards() {
-        let (rig, device) = counters("tsc_mhz = 2000\nmperf = 'always'");
+        let (fixture, device) = counters("tsc_mhz = 2000\nmperf = 'always'");
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     let mut last = [0; 2];
                     for _ in 0..2000 {
-                        let next = [MPERF, APERF].map(|i| rig.read(&device, 0, i).unwrap());
+                        let next = [MPERF, APERF].map(|i| fixture.read(&device, 0, i).unwrap());
                         assert!(next[0] >= last[0] && next[1] >= last[1]);
                         last = next;
                     }
@@ -322,8 +323,13 @@ mod tests {
             // A clock that jumps to and fro.
             for step in 0..2000u64 {
                 let time = Duration::from_micros(step * 7919 % 1009);
-                *rig.clock.now.lock().unwrap() = time;
-                rig.clock.cpu_time.lock().unwrap().insert(VcpuId(0), time);
+                *fixture.clock.now.lock().unwrap() = time;
+                fixture
+                    .clock
+                    .cpu_time
+                    .lock()
+                    .unwrap()
+                    .insert(VcpuId(0), time);
             }
         });
     }
@@ -333,12 +339,12 @@ mod tests {
         fn no_clock_makes_a_counter_run_backwards_but_by_wrapping(
             times in prop::collection::vec(0u64..1 << 40, 1..40), ratio in 0.01f64..100.0
         ) {
-            let (rig, device) = counters(&format!("tsc_mhz = 3000\nratio = {ratio:?}"));
+            let (fixture, device) = counters(&format!("tsc_mhz = 3000\nratio = {ratio:?}"));
             let mut last = [0; 2];
             for time in times {
                 let time = Duration::from_nanos(time);
-                rig.clock.cpu_time.lock().unwrap().insert(VcpuId(0), time);
-                let next = [MPERF, APERF].map(|i| rig.read(&device, 0, i).unwrap());
+                fixture.clock.cpu_time.lock().unwrap().insert(VcpuId(0), time);
+                let next = [MPERF, APERF].map(|i| fixture.read(&device, 0, i).unwrap());
                 prop_assert!(next[0] >= last[0] && next[1] >= last[1]);
                 last = next;
             }
@@ -346,9 +352,9 @@ mod tests {
 
         #[test]
         fn no_time_overflows(time in any::<u64>(), tsc in 1.0f64..100_000.0, ratio in 0.01f64..100.0) {
-            let (rig, device) = counters(&format!("tsc_mhz = {tsc:?}\nratio = {ratio:?}"));
-            rig.pass(Duration::from_secs(time), &[Duration::from_secs(time)]);
-            rig.read(&device, 0, APERF).unwrap();
+            let (fixture, device) = counters(&format!("tsc_mhz = {tsc:?}\nratio = {ratio:?}"));
+            fixture.pass(Duration::from_secs(time), &[Duration::from_secs(time)]);
+            fixture.read(&device, 0, APERF).unwrap();
         }
     }
 }

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use crate::ExitReason;
     use crate::Topology;
-    use crate::devices::rig::config;
+    use crate::devices::fixture::config;
     use crate::testing::{FakeVcpu, context};
 
     fn build(keys: &str) -> Result<Forward, String> {

@@ -5,18 +5,18 @@
 use crate::DeviceModel;
 
 pub mod aperfmperf;
+#[cfg(test)]
+mod fixture;
 pub mod forward;
 mod host;
 mod lockable;
 pub mod microcode;
+mod monotonic_clock;
 pub mod passthrough;
 pub mod platform;
 pub mod ppin;
 pub mod rapl;
-#[cfg(test)]
-mod rig;
 pub mod scratch;
-mod steady_clock;
 pub mod table;
 pub mod thermal;
 

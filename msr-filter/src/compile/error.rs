@@ -5,12 +5,12 @@ use core::fmt;
 
 use super::{
     Geometry,
-    plan::{Misfit, plan},
+    plan::{PlanError, plan},
 };
 use crate::{
     Access, FilterSpec, MsrRange, Verdict,
     access_map::AccessMap,
-    paint::{Cell, paint},
+    resolve::{Cell, resolve},
 };
 
 /// Why rules cannot be expressed as a KVM filter.
@@ -21,7 +21,7 @@ pub enum CompileError {
     #[error(
         "the rules need {needed} filter ranges, and KVM takes at most 16{}{}",
         List("; one each for", clusters),
-        List("; fewer by giving up", give_up)
+        List("; fewer without", suggestions)
     )]
     TooManyRanges {
         /// The fewest ranges that express the rules.
@@ -31,7 +31,7 @@ pub enum CompileError {
         clusters: Vec<Cluster>,
         /// What rules to do without for fewer ranges, those that cost the fewest rules first. Not every
         /// way there is: up to 16, and empty where filters were combined and there are no rules.
-        give_up: Vec<GiveUp>,
+        suggestions: Vec<Suggestion>,
     },
     /// The last MSR must differ from the filter's default, and KVM cannot do that: it computes the end of
     /// a range in 32 bits, so that no range reaches 0xffffffff.
@@ -65,14 +65,14 @@ impl fmt::Display for Cluster {
 
 /// Rules without which a filter needs fewer ranges.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GiveUp {
+pub struct Suggestion {
     /// Their positions in [`FilterSpec::rules`], rising.
     pub rules: Vec<usize>,
     /// How many ranges the other rules need, alone.
     pub needed: u64,
 }
 
-impl fmt::Display for GiveUp {
+impl fmt::Display for Suggestion {
     /// Writes `rules 3, 4 (leaves 17)`, with positions that count from 0.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.rules.len() == 1 {
@@ -105,11 +105,11 @@ impl<T: fmt::Display> fmt::Display for List<'_, T> {
     }
 }
 
-impl From<Misfit> for CompileError {
-    fn from(misfit: Misfit) -> Self {
-        match misfit {
-            Misfit::Top { default, access } => Self::LastMsr { default, access },
-            Misfit::TooMany {
+impl From<PlanError> for CompileError {
+    fn from(error: PlanError) -> Self {
+        match error {
+            PlanError::Top { default, access } => Self::LastMsr { default, access },
+            PlanError::TooMany {
                 needed, clusters, ..
             } => Self::TooManyRanges {
                 needed,
@@ -117,26 +117,26 @@ impl From<Misfit> for CompileError {
                     .into_iter()
                     .map(|(span, access)| Cluster { span, access })
                     .collect(),
-                give_up: Vec::new(),
+                suggestions: Vec::new(),
             },
         }
     }
 }
 
-/// How many proposals to give up rules are tried and made.
-const PROPOSALS: usize = 16;
+/// How many suggestions are tried and made.
+const MAX_SUGGESTIONS: usize = 16;
 
-/// The error for `misfit` with proposals of what to give up: for the clusters that fewest rules
+/// The error for `error` with suggestions of rules to remove: for the clusters that fewest rules
 /// make, those rules, if the others indeed need fewer ranges.
-pub(super) fn explain(spec: &FilterSpec, cells: &[Cell], misfit: Misfit) -> CompileError {
-    let deviating = match &misfit {
-        Misfit::TooMany { default, .. } | Misfit::Top { default, .. } => default.opposite(),
+pub(super) fn explain(spec: &FilterSpec, cells: &[Cell], error: PlanError) -> CompileError {
+    let deviating = match &error {
+        PlanError::TooMany { default, .. } | PlanError::Top { default, .. } => default.opposite(),
     };
-    let mut error = CompileError::from(misfit);
+    let mut error = CompileError::from(error);
     if let CompileError::TooManyRanges {
         needed,
         clusters,
-        give_up,
+        suggestions,
     } = &mut error
     {
         let mut culprits: Vec<Vec<usize>> = clusters
@@ -146,10 +146,10 @@ pub(super) fn explain(spec: &FilterSpec, cells: &[Cell], misfit: Misfit) -> Comp
             .collect();
         culprits.sort_by(|a, b| (a.len(), a).cmp(&(b.len(), b)));
         culprits.dedup();
-        culprits.truncate(PROPOSALS);
-        give_up.extend(culprits.into_iter().filter_map(|rules| {
+        culprits.truncate(MAX_SUGGESTIONS);
+        suggestions.extend(culprits.into_iter().filter_map(|rules| {
             let left = needed_without(spec, &rules);
-            (left < *needed).then_some(GiveUp {
+            (left < *needed).then_some(Suggestion {
                 rules,
                 needed: left,
             })
@@ -184,11 +184,11 @@ fn needed_without(spec: &FilterSpec, without: &[usize]) -> u64 {
             .map(|(_, rule)| *rule)
             .collect(),
     };
-    let map = AccessMap::of_cells(&spec, &paint(&spec));
+    let map = AccessMap::of_cells(&spec, &resolve(&spec));
     match plan(&map, spec.default, &Geometry::KVM) {
         Ok(plan) => plan.ranges.len() as u64,
-        Err(Misfit::TooMany { needed, .. }) => needed,
+        Err(PlanError::TooMany { needed, .. }) => needed,
         // The last MSR is then what is in the way.
-        Err(Misfit::Top { .. }) => u64::MAX,
+        Err(PlanError::Top { .. }) => u64::MAX,
     }
 }

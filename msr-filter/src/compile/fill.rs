@@ -21,14 +21,14 @@ pub(super) fn fill(plan: &Plan, map: &AccessMap) -> Vec<FilterRange> {
     let ranges = plan.ranges.iter().map(|(span, access)| {
         let mut range = FilterRange::denying(*span, *access);
         if *access == Access::all() {
-            paint(&mut range, *span, Access::READ, map);
+            set_bits(&mut range, *span, Access::READ, map);
             for reader in &readers {
                 if let Some(part) = reader.intersection(*span) {
-                    paint(&mut range, part, Access::WRITE, map);
+                    set_bits(&mut range, part, Access::WRITE, map);
                 }
             }
         } else {
-            paint(&mut range, *span, *access, map);
+            set_bits(&mut range, *span, *access, map);
         }
         range
     });
@@ -36,7 +36,7 @@ pub(super) fn fill(plan: &Plan, map: &AccessMap) -> Vec<FilterRange> {
 }
 
 /// Sets the bits of `part` to what `map` says of `access`; x2APIC, where no bit is read, to 1.
-fn paint(range: &mut FilterRange, part: MsrRange, access: Access, map: &AccessMap) {
+fn set_bits(range: &mut FilterRange, part: MsrRange, access: Access, map: &AccessMap) {
     let verdict = |allowed: bool| {
         if allowed {
             Verdict::Allow

@@ -2,7 +2,7 @@
 
 use alloc::{vec, vec::Vec};
 
-use crate::{Access, FilterRange, FilterSpec, MsrRange, paint::Cell};
+use crate::{Access, FilterRange, FilterSpec, MsrRange, resolve::Cell};
 
 /// Puts `ranges` in the order in which weighted accesses walk past the fewest of them.
 ///

@@ -20,7 +20,7 @@ pub(crate) struct Plan {
 
 /// Why there is no plan.
 #[derive(Debug)]
-pub(crate) enum Misfit {
+pub(crate) enum PlanError {
     /// Too many ranges would be needed: how many, and the first of them.
     TooMany {
         needed: u64,
@@ -41,7 +41,7 @@ pub(crate) fn plan(
     map: &AccessMap,
     preferred: Verdict,
     geometry: &Geometry,
-) -> Result<Plan, Misfit> {
+) -> Result<Plan, PlanError> {
     let demands =
         [preferred, preferred.opposite()].map(|default| Demand::new(map, default, geometry));
     let max_ranges = geometry.max_ranges as u64;
@@ -59,7 +59,7 @@ pub(crate) fn plan(
             best = Some(plan);
         }
     }
-    best.ok_or_else(|| misfit(&demands, geometry))
+    best.ok_or_else(|| error(&demands, geometry))
 }
 
 impl Plan {
@@ -93,7 +93,7 @@ impl Plan {
 }
 
 /// Says what is wrong with the default that is nearer to a solution.
-fn misfit(demands: &[Demand; 2], geometry: &Geometry) -> Misfit {
+fn error(demands: &[Demand; 2], geometry: &Geometry) -> PlanError {
     let covers = demands
         .each_ref()
         .map(|demand| (cover(&demand.runs, geometry.max_msrs), demand));
@@ -104,13 +104,13 @@ fn misfit(demands: &[Demand; 2], geometry: &Geometry) -> Misfit {
         &covers[0]
     };
     if cover.needed <= geometry.max_ranges as u64 {
-        return Misfit::Top {
+        return PlanError::Top {
             default: demand.default,
             access: demand.top,
         };
     }
     let clusters = cover.ranges.iter().take(KEPT as usize);
-    Misfit::TooMany {
+    PlanError::TooMany {
         needed: cover.needed,
         default: demand.default,
         clusters: clusters

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use vm_memory::GuestMemoryMmap;
 
 use super::{BootError, Images};
-use crate::timing::{BootTiming, Moment};
+use crate::timing::{BootEvent, BootTiming};
 
 /// Images on their way into guest memory. Dropping it waits for the thread.
 pub(crate) struct Loading {
@@ -33,7 +33,7 @@ impl Loading {
             .spawn(move || {
                 let images = Images::load(&memory, &kernel, initrd.as_deref());
                 if let Some(timing) = timing {
-                    timing.mark(Moment::KernelLoaded);
+                    timing.mark(BootEvent::KernelLoaded);
                 }
                 images
             })?;

@@ -99,7 +99,11 @@ pub fn load(
     source: &BootSource<'_>,
     rsdp: Option<GuestAddress>,
 ) -> Result<Entry, BootError> {
-    Images::load(memory, source.kernel, source.initrd)?.hand_over(memory, source.cmdline, rsdp)
+    Images::load(memory, source.kernel, source.initrd)?.write_boot_data(
+        memory,
+        source.cmdline,
+        rsdp,
+    )
 }
 
 /// The files in guest memory, and where. All else that the kernel is handed takes no time to write.
@@ -133,7 +137,7 @@ impl Images {
     }
 
     /// Writes what the kernel is handed.
-    pub(crate) fn hand_over(
+    pub(crate) fn write_boot_data(
         &self,
         memory: &GuestMemoryMmap,
         cmdline: &str,

@@ -15,7 +15,7 @@ use super::elf::io_error;
 
 /// From how many bytes on a second thread is sooner done than started: copying, and the host's zeroing of the
 /// guest's pages, take about 0.2 ms for each MiB.
-const WORTH_A_THREAD: u64 = 4 << 20;
+const PARALLEL_READ_MIN: u64 = 4 << 20;
 /// Where the work is divided: the host gives guest memory in pages of this size, where it has them.
 const HUGE_PAGE: u64 = 2 << 20;
 
@@ -41,7 +41,7 @@ pub(super) fn read(
             .read_exact_volatile_from(at, &mut file, (to - from) as usize)
             .map_err(io_error)
     };
-    if size < WORTH_A_THREAD {
+    if size < PARALLEL_READ_MIN {
         return part(0, size);
     }
     let middle = (address.0 + size / 2).next_multiple_of(HUGE_PAGE) - address.0;
@@ -110,7 +110,14 @@ mod tests {
     #[test]
     fn every_byte_is_read_to_its_place_by_one_thread_or_two() {
         let (file, memory) = counting(2 << 20);
-        for size in [0, 4, 4096, WORTH_A_THREAD - 4, WORTH_A_THREAD, 7 << 20] {
+        for size in [
+            0,
+            4,
+            4096,
+            PARALLEL_READ_MIN - 4,
+            PARALLEL_READ_MIN,
+            7 << 20,
+        ] {
             let address = GuestAddress(0x1234);
             read(&memory, address, &file, 8, size).unwrap();
             let mut bytes = vec![0; size as usize];

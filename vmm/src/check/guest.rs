@@ -9,7 +9,7 @@ use msr_filter::{Access, FilterSpec, MsrRange, Rule, Verdict};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::capability;
-use super::ending::{self, Ending, Exit};
+use super::error::{self, Exit, TrialError};
 use super::programs::{self, Mode, Program};
 use crate::layout;
 
@@ -40,12 +40,12 @@ pub(super) struct TinyVm {
 }
 
 /// Names the request of a failed ioctl.
-fn ioctl(request: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Ending {
-    move |error| Ending::Ioctl { request, error }
+fn ioctl(request: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> TrialError {
+    move |error| TrialError::Ioctl { request, error }
 }
 
 /// Creates a VM with what real mode on Intel needs.
-pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, Ending> {
+pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, TrialError> {
     let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
@@ -55,7 +55,7 @@ pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, Ending> {
 }
 
 /// Creates the interrupt controllers and the timer in the kernel, and a vCPU next to them.
-pub(super) fn create_machine(kvm: &Kvm) -> Result<(), Ending> {
+pub(super) fn create_machine(kvm: &Kvm) -> Result<(), TrialError> {
     let vm = create_vm(kvm)?;
     vm.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
     vm.create_pit2(kvm_pit_config::default())
@@ -65,14 +65,15 @@ pub(super) fn create_machine(kvm: &Kvm) -> Result<(), Ending> {
 }
 
 impl TinyVm {
-    pub(super) fn new(kvm: &Kvm) -> Result<Self, Ending> {
+    pub(super) fn new(kvm: &Kvm) -> Result<Self, TrialError> {
         let vm = create_vm(kvm)?;
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
-            .map_err(|error| Ending::Setup(format!("no guest memory: {error}")))?;
-        write_image(&memory).map_err(|error| Ending::Setup(format!("guest memory: {error}")))?;
+            .map_err(|error| TrialError::Setup(format!("no guest memory: {error}")))?;
+        write_image(&memory)
+            .map_err(|error| TrialError::Setup(format!("guest memory: {error}")))?;
         let host = memory
             .get_host_address(GuestAddress(0))
-            .map_err(|error| Ending::Setup(format!("guest memory: {error}")))?;
+            .map_err(|error| TrialError::Setup(format!("guest memory: {error}")))?;
         let region = kvm_userspace_memory_region {
             slot: 0,
             flags: 0,
@@ -91,11 +92,11 @@ impl TinyVm {
         capability::enable_msr_exits(&vm, programs::MSR_REASON | programs::OTHER_REASON)
             .map_err(ioctl("KVM_ENABLE_CAP(KVM_CAP_X86_USER_SPACE_MSR)"))?;
         let denied = MsrRange::new(programs::MSR, programs::FAULTING_MSR)
-            .map_err(|error| Ending::Setup(error.to_string()))?;
+            .map_err(|error| TrialError::Setup(error.to_string()))?;
         FilterSpec::new(Verdict::Allow)
             .rule(Rule::new(denied, Access::all(), Verdict::Deny))
             .compile()
-            .map_err(|error| Ending::Setup(error.to_string()))?
+            .map_err(|error| TrialError::Setup(error.to_string()))?
             .install(&vm)
             .map_err(|error| ioctl("KVM_X86_SET_MSR_FILTER")(error.0))?;
         Ok(Self { vm, cpuid, memory })
@@ -108,10 +109,10 @@ impl TinyVm {
         id: u64,
         program: &Program,
         expired: &dyn Fn() -> bool,
-    ) -> Result<(), Ending> {
+    ) -> Result<(), TrialError> {
         self.memory
             .write_slice(&[0; 0x1000], GuestAddress(SCRATCH))
-            .map_err(|error| Ending::Setup(format!("guest memory: {error}")))?;
+            .map_err(|error| TrialError::Setup(format!("guest memory: {error}")))?;
         let mut vcpu = self.vm.create_vcpu(id).map_err(ioctl("KVM_CREATE_VCPU"))?;
         self.set_up(&vcpu, program)?;
         run_to_halt(&mut vcpu, expired)?;
@@ -120,11 +121,11 @@ impl TinyVm {
         if found == expected {
             Ok(())
         } else {
-            Err(Ending::WrongResult { expected, found })
+            Err(TrialError::WrongResult { expected, found })
         }
     }
 
-    fn set_up(&self, vcpu: &VcpuFd, program: &Program) -> Result<(), Ending> {
+    fn set_up(&self, vcpu: &VcpuFd, program: &Program) -> Result<(), TrialError> {
         vcpu.set_cpuid2(&self.cpuid)
             .map_err(ioctl("KVM_SET_CPUID2"))?;
         let mut sregs = vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
@@ -154,7 +155,7 @@ impl TinyVm {
     }
 }
 
-fn run_to_halt(vcpu: &mut VcpuFd, expired: &dyn Fn() -> bool) -> Result<(), Ending> {
+fn run_to_halt(vcpu: &mut VcpuFd, expired: &dyn Fn() -> bool) -> Result<(), TrialError> {
     loop {
         let exit = match vcpu.run() {
             Ok(VcpuExit::Hlt) => return Ok(()),
@@ -173,13 +174,13 @@ fn run_to_halt(vcpu: &mut VcpuFd, expired: &dyn Fn() -> bool) -> Result<(), Endi
             Ok(exit) => Exit::from(exit),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 if expired() {
-                    return Err(Ending::TimedOut);
+                    return Err(TrialError::TimedOut);
                 }
                 continue;
             }
             Err(error) => return Err(ioctl("KVM_RUN")(error)),
         };
-        return Err(ending::of_exit(exit, vcpu));
+        return Err(error::of_exit(exit, vcpu));
     }
 }
 

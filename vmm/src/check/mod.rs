@@ -7,7 +7,7 @@
 
 mod access;
 mod capability;
-mod ending;
+mod error;
 mod guest;
 mod programs;
 mod report;
@@ -19,7 +19,7 @@ use kvm_ioctls::Kvm;
 
 pub use access::AccessError;
 pub use capability::{Capability, Need};
-pub use ending::Ending;
+pub use error::TrialError;
 pub use report::{KvmReport, Report, Trial};
 
 /// Finds out what `/dev/kvm` can do. It takes some milliseconds where KVM works, and at most some seconds a

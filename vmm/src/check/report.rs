@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::access::AccessError;
 use super::capability::{Capability, Need};
-use super::ending::Ending;
+use super::error::TrialError;
 
 /// What a tiny guest, or the machine for a Linux guest, showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Trial {
     /// Whether it only matters for Linux; otherwise no guest of any kind runs without it.
     pub linux_only: bool,
     /// How it ended.
-    pub outcome: Result<(), Ending>,
+    pub outcome: Result<(), TrialError>,
 }
 
 /// What this host's KVM can do for the VMM.
@@ -72,8 +72,8 @@ impl Report {
             .iter()
             .filter(|trial| for_linux || !trial.linux_only)
             .filter_map(|trial| {
-                let ending = trial.outcome.as_ref().err()?;
-                Some(format!("{}: {ending}", trial.name))
+                let error = trial.outcome.as_ref().err()?;
+                Some(format!("{}: {error}", trial.name))
             });
         capabilities.chain(trials).collect()
     }
@@ -143,7 +143,7 @@ impl fmt::Display for KvmReport {
         for trial in &self.trials {
             match &trial.outcome {
                 Ok(()) => writeln!(f, "  ok      {}", trial.name)?,
-                Err(ending) => writeln!(f, "  failed  {}: {ending}", trial.name)?,
+                Err(error) => writeln!(f, "  failed  {}: {error}", trial.name)?,
             }
         }
         Ok(())
@@ -164,7 +164,7 @@ mod tests {
         }
     }
 
-    fn trial(linux_only: bool, outcome: Result<(), Ending>) -> Trial {
+    fn trial(linux_only: bool, outcome: Result<(), TrialError>) -> Trial {
         Trial {
             name: "something",
             linux_only,
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn what_only_linux_needs_leaves_micro_guests_possible() {
         let report = report(
-            vec![trial(false, Ok(())), trial(true, Err(Ending::Shutdown))],
+            vec![trial(false, Ok(())), trial(true, Err(TrialError::Shutdown))],
             vec![capability(Need::Required, true)],
         );
         assert!(report.can_run_micro_guests());

@@ -10,13 +10,13 @@ use kvm_ioctls::Kvm;
 use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use super::ending::Ending;
+use super::error::TrialError;
 use super::guest::{TinyVm, create_machine};
 use super::programs::PROGRAMS;
 
 /// How long one step may take. Each takes well under a millisecond on hardware and some in an emulated
 /// CPU's nested guest.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// How long KVM_RUN may take to return once it gets signals.
 const GRACE: Duration = Duration::from_secs(1);
 /// The time between two signals: one alone may arrive just before KVM_RUN and change nothing.
@@ -33,13 +33,13 @@ const STEPS: usize = PROGRAMS.len() + 1;
 
 /// What came of the tiny guests, in the order of [`PROGRAMS`], and of creating the in-kernel devices.
 pub(super) struct Outcomes {
-    pub(super) guests: [Result<(), Ending>; PROGRAMS.len()],
-    pub(super) machine: Result<(), Ending>,
+    pub(super) guests: [Result<(), TrialError>; PROGRAMS.len()],
+    pub(super) machine: Result<(), TrialError>,
 }
 
 /// Runs everything. It returns even if KVM does not; the thread that is stuck in it is left behind then.
 pub(super) fn run_all(kvm: Kvm) -> Outcomes {
-    let mut steps = run_guarded(PATIENCE, GRACE, move |report, expired| {
+    let mut steps = run_guarded(TIMEOUT, GRACE, move |report, expired| {
         match TinyVm::new(&kvm) {
             Ok(vm) => {
                 for (number, program) in PROGRAMS.iter().enumerate() {
@@ -47,12 +47,12 @@ pub(super) fn run_all(kvm: Kvm) -> Outcomes {
                     report(vm.run(id, program, &|| expired(number)));
                 }
             }
-            Err(ending) => PROGRAMS.iter().for_each(|_| report(Err(ending.clone()))),
+            Err(error) => PROGRAMS.iter().for_each(|_| report(Err(error.clone()))),
         }
         report(create_machine(&kvm));
     })
     .into_iter();
-    let mut next = || steps.next().unwrap_or(Err(Ending::NotTried));
+    let mut next = || steps.next().unwrap_or(Err(TrialError::NotTried));
     Outcomes {
         guests: std::array::from_fn(|_| next()),
         machine: next(),
@@ -65,13 +65,13 @@ pub(super) fn run_all(kvm: Kvm) -> Outcomes {
 fn run_guarded(
     patience: Duration,
     grace: Duration,
-    work: impl FnOnce(&dyn Fn(Result<(), Ending>), &dyn Fn(usize) -> bool) + Send + 'static,
-) -> Vec<Result<(), Ending>> {
+    work: impl FnOnce(&dyn Fn(Result<(), TrialError>), &dyn Fn(usize) -> bool) + Send + 'static,
+) -> Vec<Result<(), TrialError>> {
     extern "C" fn ignore(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
     let mut outcomes = Vec::with_capacity(STEPS);
     // The handler's only use is to exist: a signal without one would end the process instead of KVM_RUN.
     if let Err(error) = register_signal_handler(stop_signal(), ignore) {
-        outcomes.push(Err(Ending::Ioctl {
+        outcomes.push(Err(TrialError::Ioctl {
             request: "sigaction",
             error,
         }));
@@ -104,7 +104,7 @@ fn run_guarded(
         match received {
             Ok(outcome) => outcomes.push(outcome),
             Err(RecvTimeoutError::Timeout) => {
-                outcomes.push(Err(Ending::Stuck));
+                outcomes.push(Err(TrialError::Stuck));
                 break;
             }
             Err(RecvTimeoutError::Disconnected) => break,
@@ -127,10 +127,10 @@ mod tests {
                 // SAFETY: no memory is involved.
                 unsafe { libc::poll(std::ptr::null_mut(), 0, -1) };
             }
-            report(Err(Ending::TimedOut));
+            report(Err(TrialError::TimedOut));
             report(Ok(()));
         });
-        assert_eq!(outcomes, [Err(Ending::TimedOut), Ok(())]);
+        assert_eq!(outcomes, [Err(TrialError::TimedOut), Ok(())]);
     }
 
     #[test]
@@ -139,6 +139,6 @@ mod tests {
             report(Ok(()));
             thread::sleep(Duration::from_secs(3600));
         });
-        assert_eq!(outcomes, [Ok(()), Err(Ending::Stuck)]);
+        assert_eq!(outcomes, [Ok(()), Err(TrialError::Stuck)]);
     }
 }

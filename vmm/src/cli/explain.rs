@@ -56,8 +56,8 @@ fn answer(plan: &MsrPlan, index: u32, access: Access) -> (String, Vec<String>) {
     why.push(format!("msr.unclaimed says {} for that", word(fallback)));
     let who = match (fallback, access) {
         (Unclaimed::Fault, _) => "#GP",
-        (Unclaimed::Ignore, Access::READ) => "the fallback: 0",
-        (Unclaimed::Ignore, _) => "the fallback: dropped",
+        (Unclaimed::Ignore, Access::READ) => "default: 0",
+        (Unclaimed::Ignore, _) => "default: write dropped",
     };
     (who.into(), why)
 }
@@ -74,7 +74,7 @@ fn rule(plan: &MsrPlan, index: u32, access: Access) -> String {
             format!("{source} says {verdict} for {range}{reason}")
         }
         DecidedBy::X2Apic => "an x2APIC MSR, which KVM never filters".into(),
-        _ => format!("no rule speaks of it, and the default is {verdict}"),
+        _ => format!("no rule covers it; the default is {verdict}"),
     }
 }
 

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use msr_bus::DeviceModel;
 
-use crate::timing::{BootTiming, Moment};
+use crate::timing::{BootEvent, BootTiming};
 
 pub use args::{Cli, Command};
 
@@ -70,7 +70,7 @@ pub(crate) fn print(text: &impl Display) -> Result<(), Failure> {
 /// Parses the process's arguments and does what they say.
 pub fn main() -> ExitCode {
     let timing = BootTiming::since_exec();
-    timing.mark(Moment::Main);
+    timing.mark(BootEvent::Main);
     let cli = Cli::parse();
     env_logger::Builder::new()
         .filter_level(cli.log)

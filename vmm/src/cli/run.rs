@@ -10,9 +10,9 @@ use msr_bus::MsrObserver;
 
 use crate::cli::args::RunArgs;
 use crate::cli::{Failure, print, session};
-use crate::ending::Ending;
 use crate::msr::MsrStats;
-use crate::timing::{BootTiming, Moment};
+use crate::shutdown::ShutdownReason;
+use crate::timing::{BootEvent, BootTiming};
 use crate::vm::{Vm, VmError};
 
 /// Boots a guest and serves it until it ends.
@@ -38,7 +38,7 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
         builder = builder.msr_observer(stats.clone() as Arc<dyn MsrObserver>);
     }
     if let Some(timing) = &timing {
-        timing.mark(Moment::Configured);
+        timing.mark(BootEvent::Configured);
         builder = builder.boot_timing(timing.clone());
     }
     let vm = builder.build().map_err(|error| match &args.config {
@@ -48,21 +48,21 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
     let terminal = session::open_terminal().map_err(Failure::fault)?;
     let vm = vm.start().map_err(failure)?;
     let bus = vm.msr_bus().clone();
-    let ending = session::serve(vm, terminal, signals, grace).map_err(Failure::fault)?;
-    // The guest's ending counts, whether or not anybody reads the tables.
+    let reason = session::serve(vm, terminal, signals, grace).map_err(Failure::fault)?;
+    // The reason of the shutdown counts, whether or not anybody reads the tables.
     if let Some(timing) = timing {
-        timing.mark(Moment::Ended);
+        timing.mark(BootEvent::Ended);
         let _ = write!(io::stderr(), "{timing}");
     }
     if let Some(stats) = stats {
         let _ = write!(io::stderr(), "{}", stats.table(&bus));
     }
-    match ending {
-        Ending::PowerOff | Ending::Reset => Ok(()),
-        Ending::Stopped => Err(Failure::fault(
+    match reason {
+        ShutdownReason::PowerOff | ShutdownReason::Reset => Ok(()),
+        ShutdownReason::Stopped => Err(Failure::fault(
             "stopped before the guest switched itself off",
         )),
-        Ending::Fault(fault) => Err(Failure::fault(fault)),
+        ShutdownReason::Fault(fault) => Err(Failure::fault(fault)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The event loop of `msr-vmm run`: the console's input, signals, and the guest's ending.
+//! The event loop of `msr-vmm run`: the console's input, signals, and the guest's shutdown.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -13,8 +13,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::cli::input::{Escapes, Request};
 use crate::cli::terminal::RawTerminal;
-use crate::ending::Ending;
 use crate::running::RunningVm;
+use crate::shutdown::ShutdownReason;
 
 /// The signals that end a session.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -59,7 +59,7 @@ pub(crate) fn serve(
     terminal: Option<RawTerminal>,
     signals: SignalFd,
     grace: Duration,
-) -> io::Result<Ending> {
+) -> io::Result<ShutdownReason> {
     let session = Rc::new(RefCell::new(Session {
         vm: &vm,
         signals,
@@ -122,7 +122,7 @@ impl MutEventSubscriber for Session<'_> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let fds = [
             (self.signals.as_raw_fd(), SIGNAL),
-            (self.vm.ended().as_raw_fd(), ENDED),
+            (self.vm.shutdown_event().as_raw_fd(), ENDED),
             (self.vm.console().input_taken().as_raw_fd(), INPUT_TAKEN),
         ];
         for (fd, data) in fds {
@@ -219,7 +219,7 @@ impl Session<'_> {
     fn read_signal(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
             let polite = info.ssi_signo != Signal::SIGINT as u32;
-            if polite && self.deadline.is_none() && self.vm.heeds_power_button() {
+            if polite && self.deadline.is_none() && self.vm.handles_power_button() {
                 log::info!(
                     "asking the guest to switch itself off; a second signal stops it at once"
                 );

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 
-use crate::timing::{BootTiming, Moment};
+use crate::timing::{BootEvent, BootTiming};
 
 /// Notes the time of the first write, whatever is written. Reads give 0.
 pub struct BootTimer(pub Arc<BootTiming>);
@@ -16,7 +16,7 @@ impl DevicePio for BootTimer {
     }
 
     fn pio_write(&self, _: PioAddress, _: PioAddressOffset, _: &[u8]) {
-        self.0.mark(Moment::Init);
+        self.0.mark(BootEvent::Init);
     }
 }
 
@@ -31,11 +31,11 @@ mod tests {
         let timer = BootTimer(timing.clone());
         let mut data = [0xff];
         timer.pio_read(PioAddress(0), 0, &mut data);
-        assert_eq!((data, timing.at(Moment::Init)), ([0], None));
+        assert_eq!((data, timing.at(BootEvent::Init)), ([0], None));
         timer.pio_write(PioAddress(0), 0, &[1]);
-        let first = timing.at(Moment::Init);
+        let first = timing.at(BootEvent::Init);
         timer.pio_write(PioAddress(0), 0, &[2]);
         assert!(first.is_some());
-        assert_eq!(timing.at(Moment::Init), first);
+        assert_eq!(timing.at(BootEvent::Init), first);
     }
 }

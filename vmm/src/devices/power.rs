@@ -7,8 +7,8 @@ use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 use vm_superio::{I8042Device, Trigger};
 
-use crate::ending::{Ending, EndingSender};
 use crate::layout;
+use crate::shutdown::{ShutdownReason, ShutdownSender};
 
 /// `PWRBTN_STS` and `PWRBTN_EN` (ACPI 6.5, tables 4.11 and 4.12).
 const POWER_BUTTON: u16 = 1 << 8;
@@ -23,7 +23,7 @@ const SLEEP_TYPE_SHIFT: u16 = 10;
 pub struct PowerManagement {
     state: Mutex<Pm1>,
     vm: Arc<VmFd>,
-    ended: EndingSender,
+    shutdown: ShutdownSender,
 }
 
 #[derive(Default)]
@@ -34,11 +34,11 @@ struct Pm1 {
 
 impl PowerManagement {
     /// The registers at reset.
-    pub fn new(vm: Arc<VmFd>, ended: EndingSender) -> Arc<Self> {
+    pub fn new(vm: Arc<VmFd>, shutdown: ShutdownSender) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             vm,
-            ended,
+            shutdown,
         })
     }
 
@@ -50,7 +50,7 @@ impl PowerManagement {
     }
 
     /// Whether the guest has enabled the power button's event: a driver waits for it.
-    pub fn heeds_power_button(&self) -> bool {
+    pub fn handles_power_button(&self) -> bool {
         self.state().enable & POWER_BUTTON != 0
     }
 
@@ -78,7 +78,7 @@ impl PowerManagement {
                 let sleep_type = value >> SLEEP_TYPE_SHIFT & 0b111;
                 if value & SLEEP_ENABLE != 0 && sleep_type == u16::from(layout::ACPI_S5_SLEEP_TYPE)
                 {
-                    self.ended.send(Ending::PowerOff);
+                    self.shutdown.send(ShutdownReason::PowerOff);
                 }
                 return;
             }
@@ -118,7 +118,7 @@ impl DevicePio for PowerManagement {
 }
 
 /// The reset register that the FADT describes.
-pub struct ResetRegister(pub EndingSender);
+pub struct ResetRegister(pub ShutdownSender);
 
 impl DevicePio for ResetRegister {
     fn pio_read(&self, _: PioAddress, _: PioAddressOffset, data: &mut [u8]) {
@@ -127,7 +127,7 @@ impl DevicePio for ResetRegister {
 
     fn pio_write(&self, _: PioAddress, _: PioAddressOffset, data: &[u8]) {
         if data == [layout::ACPI_RESET_VALUE] {
-            self.0.send(Ending::Reset);
+            self.0.send(ShutdownReason::Reset);
         }
     }
 }
@@ -135,21 +135,21 @@ impl DevicePio for ResetRegister {
 /// An i8042 with no keyboard, for its command 0xfe: pulse the CPU's reset line.
 pub struct I8042(Mutex<I8042Device<ResetLine>>);
 
-struct ResetLine(EndingSender);
+struct ResetLine(ShutdownSender);
 
 impl Trigger for ResetLine {
     type E = std::convert::Infallible;
 
     fn trigger(&self) -> Result<(), Self::E> {
-        self.0.send(Ending::Reset);
+        self.0.send(ShutdownReason::Reset);
         Ok(())
     }
 }
 
 impl I8042 {
     /// A controller whose reset line ends the guest.
-    pub fn new(ended: EndingSender) -> Self {
-        Self(Mutex::new(I8042Device::new(ResetLine(ended))))
+    pub fn new(shutdown: ShutdownSender) -> Self {
+        Self(Mutex::new(I8042Device::new(ResetLine(shutdown))))
     }
 
     fn device(&self) -> MutexGuard<'_, I8042Device<ResetLine>> {

@@ -5,10 +5,10 @@
 //! does not have the model's devices answer, and with `default = "deny"` every other MSR is #GP, whatever the host has.
 //!
 //! A configuration names a model with `model = "NAME"`, for one of [`BuiltIn::all`], or with a path, and its own keys are
-//! laid over the model's: see [`lay_over`].
+//! laid over the model's: see [`overlay`].
 
 pub mod import;
-mod layer;
+mod overlay;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use layer::lay_over;
+pub use overlay::overlay;
 
 use crate::cpu::CpuModel;
 use crate::msr::MsrConfig;

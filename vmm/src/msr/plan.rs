@@ -68,13 +68,13 @@ pub enum PlanError {
     /// The rules need more ranges than KVM takes.
     #[error(
         "[msr.filter]: rules and devices need {needed} filter ranges, and KVM takes at most 16; \
-         fewer without {proposals}"
+         fewer without {suggestions}"
     )]
     TooManyRanges {
         /// The fewest ranges that express them.
         needed: u64,
         /// What to do without.
-        proposals: String,
+        suggestions: String,
     },
     /// The rules cannot be expressed as a KVM filter.
     #[error("[msr.filter]: {0}")]
@@ -133,10 +133,12 @@ impl MsrPlan {
         let (spec, sources) = derive(config, &bus)?;
         let filter = spec.compile().map_err(|error| match error {
             CompileError::TooManyRanges {
-                needed, give_up, ..
-            } if !give_up.is_empty() => PlanError::TooManyRanges {
                 needed,
-                proposals: source::proposals(&spec, &sources, &give_up),
+                suggestions,
+                ..
+            } if !suggestions.is_empty() => PlanError::TooManyRanges {
+                needed,
+                suggestions: source::suggestions(&spec, &sources, &suggestions),
             },
             error => PlanError::Compile(error),
         })?;

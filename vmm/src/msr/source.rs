@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use msr_filter::{FilterConfig, FilterSpec, GiveUp, MsrRange};
+use msr_filter::{FilterConfig, FilterSpec, MsrRange, Suggestion};
 
 /// Where a rule of the filter comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,15 +61,19 @@ impl fmt::Display for RuleSource {
 }
 
 /// What to do without so that the filter fits, in words.
-pub(super) fn proposals(spec: &FilterSpec, sources: &[RuleSource], give_up: &[GiveUp]) -> String {
+pub(super) fn suggestions(
+    spec: &FilterSpec,
+    sources: &[RuleSource],
+    suggestions: &[Suggestion],
+) -> String {
     let rule = |number: &usize| {
         let range: MsrRange = spec.rules[*number].range;
         format!("{} on {range}", sources[*number])
     };
-    let proposal = |give_up: &GiveUp| {
-        let rules: Vec<String> = give_up.rules.iter().map(rule).collect();
-        format!("{} (leaves {})", rules.join(" and "), give_up.needed)
+    let text = |suggestion: &Suggestion| {
+        let rules: Vec<String> = suggestion.rules.iter().map(rule).collect();
+        format!("{} (leaves {})", rules.join(" and "), suggestion.needed)
     };
-    let proposals: Vec<String> = give_up.iter().map(proposal).collect();
-    proposals.join("; ")
+    let suggestions: Vec<String> = suggestions.iter().map(text).collect();
+    suggestions.join("; ")
 }

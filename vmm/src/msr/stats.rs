@@ -23,7 +23,7 @@ pub struct MsrStats {
 struct Table {
     slots: Box<[Slot]>,
     /// Accesses to MSRs for which the table had no room.
-    untold: AtomicU64,
+    dropped: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ impl MsrStats {
     pub fn new(vcpus: u32) -> Self {
         let table = |_| Table {
             slots: (0..SLOTS).map(|_| Slot::default()).collect(),
-            untold: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
         };
         Self {
             vcpus: (0..vcpus).map(table).collect(),
@@ -75,10 +75,10 @@ impl MsrStats {
     }
 
     /// How many accesses went uncounted because a vCPU touched more than 2,048 different MSRs.
-    pub fn untold(&self) -> u64 {
+    pub fn dropped(&self) -> u64 {
         self.vcpus
             .iter()
-            .map(|table| table.untold.load(Ordering::Relaxed))
+            .map(|table| table.dropped.load(Ordering::Relaxed))
             .sum()
     }
 
@@ -94,7 +94,7 @@ impl MsrObserver for MsrStats {
             return;
         };
         let Some(slot) = table.slot(event.access.index) else {
-            bump(&table.untold);
+            bump(&table.dropped);
             return;
         };
         bump(if event.kind == Access::READ {
@@ -159,17 +159,17 @@ impl fmt::Display for StatsTable<'_> {
             let by = self
                 .bus
                 .device(index)
-                .map_or("nobody (unclaimed)", |device| device.name());
+                .map_or("default (unclaimed)", |device| device.name());
             writeln!(
                 f,
                 "{index:<#12x}{name:<36}{reads:>9}{writes:>9}{faults:>9}  {by}"
             )?;
         }
-        match self.stats.untold() {
+        match self.stats.dropped() {
             0 => Ok(()),
-            untold => writeln!(
+            dropped => writeln!(
                 f,
-                "and {untold} accesses to more MSRs than this table tells apart"
+                "and {dropped} accesses to more MSRs than this table tells apart"
             ),
         }
     }

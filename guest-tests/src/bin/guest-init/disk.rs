@@ -12,7 +12,7 @@ use guest_tests::guest::{RECORD_LEN, intact_records, record};
 use guest_tests::init;
 
 /// How long a disk may take to be there, once its driver is.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What Linux takes for a direct read of any disk.
 const BLOCK: usize = 4096;
@@ -20,7 +20,7 @@ const BLOCK: usize = 4096;
 /// Mounts an ext4 file system for writing.
 pub(crate) fn mount(disk: &str, at: &str) -> io::Result<()> {
     let begin = Instant::now();
-    while !Path::new(disk).exists() && begin.elapsed() < PATIENCE {
+    while !Path::new(disk).exists() && begin.elapsed() < TIMEOUT {
         thread::sleep(Duration::from_millis(10));
     }
     fs::create_dir_all(at)?;

@@ -16,7 +16,7 @@ use vmm::{Config, Vm};
 use super::ext4;
 
 /// How long the guest may take to get on.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// How often it is paused.
 const PAUSES: u32 = 3;
 
@@ -46,7 +46,7 @@ impl Text {
     fn wait_for_more_than(&self, records: u64) -> Result<(), Failed> {
         let begin = Instant::now();
         while ext4::last_number(&self.so_far(), "fsynced").is_none_or(|now| now <= records) {
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > TIMEOUT {
                 return Err(format!("not more than {records}: {}", self.so_far()).into());
             }
             thread::sleep(Duration::from_millis(20));

@@ -12,7 +12,7 @@ use libtest_mimic::{Failed, Trial};
 use msr_bus::{GeneralProtection, MsrAccess, MsrDevice, MsrRange};
 use msr_filter::{Access, FilterSpec, MsrFilter, Rule, Verdict};
 use vmm::config::{Config, MemorySize};
-use vmm::{Ending, RunningVm, Vm};
+use vmm::{RunningVm, ShutdownReason, Vm};
 
 use super::listed;
 
@@ -179,7 +179,7 @@ fn progress(vm: &RunningVm, witness: &Witness) -> Result<(), Failed> {
         {
             return Ok(());
         }
-        if vm.ended().read().is_ok() {
+        if vm.shutdown_event().read().is_ok() {
             return Err("the guest ended".into());
         }
         if start.elapsed() > Duration::from_secs(30) {
@@ -192,7 +192,7 @@ fn progress(vm: &RunningVm, witness: &Witness) -> Result<(), Failed> {
 fn stop(vm: RunningVm) -> Result<(), Failed> {
     vm.stop();
     match vm.wait() {
-        Ending::Stopped => Ok(()),
+        ShutdownReason::Stopped => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
 }

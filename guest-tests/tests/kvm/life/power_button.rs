@@ -48,7 +48,7 @@ fn linux_switches_itself_off_at_sigterm() -> Result<(), Failed> {
 }
 
 /// A guest whose driver for the button enables it and then does nothing.
-fn heedless(grace: &str) -> Result<Guest, Failed> {
+fn no_handler(grace: &str) -> Result<Guest, Failed> {
     let mut kernel = TinyKernel::new()?;
     kernel.0.mov(dx, u32::from(layout::PM1A_EVENT) + 2)?;
     kernel.0.mov(ax, 1 << 8)?;
@@ -80,9 +80,9 @@ fn stopped_within(
 
 fn a_guest_that_ignores_the_button_is_stopped_after_the_grace_period() -> Result<(), Failed> {
     let second = Duration::from_secs(1);
-    stopped_within(heedless("1")?, &[libc::SIGTERM], second..10 * second)?;
+    stopped_within(no_handler("1")?, &[libc::SIGTERM], second..10 * second)?;
     stopped_within(
-        heedless("0")?,
+        no_handler("0")?,
         &[libc::SIGTERM],
         Duration::ZERO..10 * second,
     )
@@ -91,8 +91,8 @@ fn a_guest_that_ignores_the_button_is_stopped_after_the_grace_period() -> Result
 fn a_second_signal_stops_the_guest_at_once() -> Result<(), Failed> {
     let limits = Duration::ZERO..Duration::from_secs(10);
     for second in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-        stopped_within(heedless("600")?, &[libc::SIGTERM, second], limits.clone())?;
+        stopped_within(no_handler("600")?, &[libc::SIGTERM, second], limits.clone())?;
     }
     // Ctrl-C is never polite.
-    stopped_within(heedless("600")?, &[libc::SIGINT], limits)
+    stopped_within(no_handler("600")?, &[libc::SIGINT], limits)
 }

@@ -6,8 +6,8 @@ use guest_tests::micro::{MicroVm, Op};
 use kvm_ioctls::MsrExitReason;
 use libtest_mimic::Trial;
 use msr_bus::{
-    ExitReason, Fallback, GeneralProtection, MsrAccess, MsrBus, MsrDevice, MsrEvent, MsrObserver,
-    MsrRange, Responder, Unclaimed,
+    AnsweredBy, ExitReason, Fallback, GeneralProtection, MsrAccess, MsrBus, MsrDevice, MsrEvent,
+    MsrObserver, MsrRange, Unclaimed,
 };
 use msr_filter::Access;
 
@@ -72,7 +72,7 @@ struct Recorder(Mutex<Vec<Event>>);
 
 impl MsrObserver for Recorder {
     fn observe(&self, event: &MsrEvent<'_>) {
-        let claimed = matches!(event.responder, Responder::Device(_));
+        let claimed = matches!(event.answered_by, AnsweredBy::Device(_));
         self.0.lock().unwrap().push((
             event.kind,
             event.access.index,

@@ -24,7 +24,7 @@ const EITHER: [u32; 2] = [LSTAR, LSTAR + 1];
 const NEVER_DENIED: u32 = LSTAR + 2;
 const FROM_BUS: u32 = 0x0bad_cafe;
 /// How long the guest may take to get on.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) fn trials() -> Vec<Trial> {
     trials!("micro::live_swap": a_running_vm_takes_a_thousand_new_filters)
@@ -48,7 +48,7 @@ impl Witness {
         for vcpu in 0..VCPUS {
             let before = self.reads(vcpu, ALWAYS_DENIED);
             while self.reads(vcpu, ALWAYS_DENIED) == before {
-                if start.elapsed() > PATIENCE {
+                if start.elapsed() > TIMEOUT {
                     return Err(format!("vCPU {vcpu} hangs after {swap} swaps"));
                 }
                 std::thread::sleep(Duration::from_micros(100));

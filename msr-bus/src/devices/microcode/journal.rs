@@ -21,15 +21,15 @@ const LIMIT: u32 = 64;
 
 /// Decides which events are logged: not the one that was logged last, and no more than [`LIMIT`].
 #[derive(Debug, Default)]
-pub(super) struct Journal(Mutex<Past>);
+pub(super) struct Journal(Mutex<History>);
 
 #[derive(Debug, Default)]
-struct Past {
+struct History {
     last: Option<Event>,
     count: u32,
 }
 
-impl Past {
+impl History {
     /// Whether `event` is logged.
     fn admit(&mut self, event: Event) -> bool {
         // Each CPU does as the first one did; one message tells of all.
@@ -49,8 +49,8 @@ impl Past {
 impl Journal {
     /// Logs what became of the update that `vcpu` has at the linear address `address`.
     pub(super) fn note(&self, device: &str, vcpu: VcpuId, address: u64, event: Event) {
-        let mut past = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !past.admit(event) {
+        let mut history = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !history.admit(event) {
             return;
         }
         match event {
@@ -69,7 +69,7 @@ impl Journal {
                 info!("{device}: {vcpu}: microcode update at {address:#x} refused: {why}");
             }
         }
-        if past.count == LIMIT {
+        if history.count == LIMIT {
             info!("{device}: no more is said of microcode updates");
         }
     }
@@ -90,20 +90,20 @@ mod tests {
 
     #[test]
     fn what_was_said_last_is_not_said_again() {
-        let mut past = Past::default();
+        let mut history = History::default();
         let bad = Event::Refused(Refusal::Checksum);
         let events = [bad, bad, loaded(1, 2), loaded(1, 2), loaded(2, 2), bad];
         assert_eq!(
-            events.map(|event| past.admit(event)),
+            events.map(|event| history.admit(event)),
             [true, false, true, false, false, true]
         );
     }
 
     #[test]
     fn a_guest_that_keeps_trying_fills_no_log() {
-        let mut past = Past::default();
+        let mut history = History::default();
         let said = (0..1000)
-            .filter(|i| past.admit(Event::Refused(Refusal::HeaderVersion(*i))))
+            .filter(|i| history.admit(Event::Refused(Refusal::HeaderVersion(*i))))
             .count();
         assert_eq!(said, 64);
     }

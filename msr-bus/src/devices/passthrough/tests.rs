@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::Topology;
-use crate::devices::rig::{Rig, config};
+use crate::devices::fixture::{Fixture, config};
 use crate::testing::ICE_LAKE;
 
 /// MSRs by CPU and index, and the CPU that runs.
@@ -40,7 +40,7 @@ impl HostMsrs for FakeHost {
 }
 
 /// A host with MSRs 0x10 to 0x12 on CPUs 0 and 1: the index, plus 0x100 on CPU 1.
-fn on_host(keys: &str) -> (Rig, Arc<FakeHost>, Result<Passthrough, String>) {
+fn on_host(keys: &str) -> (Fixture, Arc<FakeHost>, Result<Passthrough, String>) {
     let host = Arc::new(FakeHost::default());
     for index in 0x10..=0x12 {
         let mut msrs = host.msrs.lock().unwrap();
@@ -48,15 +48,15 @@ fn on_host(keys: &str) -> (Rig, Arc<FakeHost>, Result<Passthrough, String>) {
         msrs.insert((1, index), u64::from(index) + 0x100);
     }
     let device = Passthrough::with_host("p".into(), config(keys), host.clone());
-    (Rig::new(ICE_LAKE, Topology::flat(1)), host, device)
+    (Fixture::new(ICE_LAKE, Topology::flat(1)), host, device)
 }
 
 #[test]
 fn a_value_comes_from_the_fixed_cpu_or_the_one_that_runs() {
     let keys = "register = [{ msr = '0x11-0x12' }, { msr = 0x10, cpu = 1 }]";
-    let (rig, host, device) = on_host(keys);
+    let (fixture, host, device) = on_host(keys);
     let device = device.unwrap();
-    let read = || [0x10, 0x11, 0x12].map(|index| rig.read(&device, 0, index));
+    let read = || [0x10, 0x11, 0x12].map(|index| fixture.read(&device, 0, index));
     assert_eq!(read(), [Ok(0x110), Ok(0x11), Ok(0x12)]);
     host.running.store(1, Ordering::Relaxed);
     assert_eq!(read(), [Ok(0x110), Ok(0x111), Ok(0x112)]);
@@ -71,11 +71,11 @@ fn a_value_comes_from_the_fixed_cpu_or_the_one_that_runs() {
 #[test]
 fn only_the_registers_made_writable_reach_the_host() {
     let keys = "register = [{ msr = 0x10, cpu = 1, write = true }, { msr = '0x11-0x12' }]";
-    let (rig, host, device) = on_host(keys);
+    let (fixture, host, device) = on_host(keys);
     let device = device.unwrap();
-    rig.write(&device, 0, 0x10, 7).unwrap();
+    fixture.write(&device, 0, 0x10, 7).unwrap();
     for index in [0x11, 0x12] {
-        let written = rig.write(&device, 0, index, 7);
+        let written = fixture.write(&device, 0, index, 7);
         assert_eq!(written, Err(GeneralProtection));
     }
     let msrs = host.msrs.lock().unwrap().clone();
@@ -85,11 +85,11 @@ fn only_the_registers_made_writable_reach_the_host() {
 
 #[test]
 fn what_the_host_refuses_is_a_fault() {
-    let (rig, host, device) = on_host("register = [{ msr = 0x10, write = true }]");
+    let (fixture, host, device) = on_host("register = [{ msr = 0x10, write = true }]");
     let device = device.unwrap();
     host.msrs.lock().unwrap().clear();
-    assert_eq!(rig.read(&device, 0, 0x10), Err(GeneralProtection));
-    assert_eq!(rig.write(&device, 0, 0x10, 7), Err(GeneralProtection));
+    assert_eq!(fixture.read(&device, 0, 0x10), Err(GeneralProtection));
+    assert_eq!(fixture.write(&device, 0, 0x10, 7), Err(GeneralProtection));
 }
 
 #[test]

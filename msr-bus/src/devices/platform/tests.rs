@@ -1,7 +1,7 @@
 //! The device, driven as a guest would.
 
 use super::*;
-use crate::devices::rig::{Rig, config};
+use crate::devices::fixture::{Fixture, config};
 use crate::testing::{FakeVcpu, ICE_LAKE, ZEN_3};
 use crate::{ExitReason, Topology, VcpuId};
 
@@ -11,22 +11,22 @@ const TOPOLOGY: Topology = Topology {
     threads: 2,
 };
 
-fn intel(keys: &str) -> (Rig, Platform) {
-    let rig = Rig::new(ICE_LAKE, TOPOLOGY);
-    let device = Platform::build("p".into(), config(keys), &rig.context).unwrap();
-    (rig, device)
+fn intel(keys: &str) -> (Fixture, Platform) {
+    let fixture = Fixture::new(ICE_LAKE, TOPOLOGY);
+    let device = Platform::build("p".into(), config(keys), &fixture.context).unwrap();
+    (fixture, device)
 }
 
-fn amd(keys: &str) -> (Rig, Platform) {
-    let rig = Rig::new(ZEN_3, TOPOLOGY);
-    let device = Platform::build("p".into(), config(keys), &rig.context).unwrap();
-    (rig, device)
+fn amd(keys: &str) -> (Fixture, Platform) {
+    let fixture = Fixture::new(ZEN_3, TOPOLOGY);
+    let device = Platform::build("p".into(), config(keys), &fixture.context).unwrap();
+    (fixture, device)
 }
 
 #[test]
 fn an_ice_lake_server_shows_its_frequencies_and_topology() {
     let keys = "base_mhz = 2300\nturbo_mhz = [3400, 3200, 2800]\nturbo_cores = [4, 16, 40]";
-    let (rig, device) = intel(keys);
+    let (fixture, device) = intel(keys);
     for (index, value) in [
         (0x35, 8 | 4 << 16),
         (0xce, 23 << 8 | 8 << 40 | 8 << 48),
@@ -42,16 +42,16 @@ fn an_ice_lake_server_shows_its_frequencies_and_topology() {
         (0x64b, 0),
         (0x64c, 22),
     ] {
-        assert_eq!(rig.read(&device, 3, index), Ok(value), "{index:#x}");
+        assert_eq!(fixture.read(&device, 3, index), Ok(value), "{index:#x}");
     }
 }
 
 #[test]
 fn one_turbo_frequency_stands_for_any_number_of_cores() {
-    let (rig, device) = intel("base_mhz = 2000\nturbo_mhz = 3500");
-    assert_eq!(rig.read(&device, 0, 0x1ad), Ok(0x2323_2323_2323_2323));
-    let (rig, device) = intel("base_mhz = 2000");
-    assert_eq!(rig.read(&device, 0, 0x1ad), Ok(0x1414_1414_1414_1414));
+    let (fixture, device) = intel("base_mhz = 2000\nturbo_mhz = 3500");
+    assert_eq!(fixture.read(&device, 0, 0x1ad), Ok(0x2323_2323_2323_2323));
+    let (fixture, device) = intel("base_mhz = 2000");
+    assert_eq!(fixture.read(&device, 0, 0x1ad), Ok(0x1414_1414_1414_1414));
 }
 
 #[test]
@@ -63,48 +63,48 @@ fn registers_of_other_generations_are_not_claimed() {
 
 #[test]
 fn a_core_runs_at_the_highest_ratio_its_threads_ask_for() {
-    let (rig, device) = intel("base_mhz = 2000\nturbo_mhz = [3500, 3000]");
-    let status = |vcpu| rig.read(&device, vcpu, 0x198).unwrap() >> 8;
-    rig.write(&device, 2, 0x199, 12 << 8).unwrap();
-    rig.write(&device, 3, 0x199, 0x1e00).unwrap();
+    let (fixture, device) = intel("base_mhz = 2000\nturbo_mhz = [3500, 3000]");
+    let status = |vcpu| fixture.read(&device, vcpu, 0x198).unwrap() >> 8;
+    fixture.write(&device, 2, 0x199, 12 << 8).unwrap();
+    fixture.write(&device, 3, 0x199, 0x1e00).unwrap();
     assert_eq!((status(2), status(3), status(0)), (30, 30, 20));
-    assert_eq!(rig.read(&device, 2, 0x199), Ok(12 << 8));
+    assert_eq!(fixture.read(&device, 2, 0x199), Ok(12 << 8));
     // Out of reach above and below.
-    rig.write(&device, 3, 0x199, 0xff00).unwrap();
+    fixture.write(&device, 3, 0x199, 0xff00).unwrap();
     assert_eq!(status(2), 35);
-    rig.write(&device, 2, 0x199, 0).unwrap();
-    rig.write(&device, 3, 0x199, 0).unwrap();
+    fixture.write(&device, 2, 0x199, 0).unwrap();
+    fixture.write(&device, 3, 0x199, 0).unwrap();
     assert_eq!(status(2), 8);
     // Without turbo, by either switch.
-    rig.write(&device, 3, 0x199, 0xff00 | 1 << 32).unwrap();
+    fixture.write(&device, 3, 0x199, 0xff00 | 1 << 32).unwrap();
     assert_eq!(status(2), 20);
-    rig.write(&device, 3, 0x199, 0xff00).unwrap();
-    rig.write(&device, 3, 0x1a0, 0x11809 | 1 << 38).unwrap();
+    fixture.write(&device, 3, 0x199, 0xff00).unwrap();
+    fixture.write(&device, 3, 0x1a0, 0x11809 | 1 << 38).unwrap();
     assert_eq!(status(2), 20);
 }
 
 #[test]
 fn misc_enable_keeps_the_bits_that_software_cannot_switch() {
-    let (rig, device) = intel("base_mhz = 2000");
+    let (fixture, device) = intel("base_mhz = 2000");
     let all = 1 | 1 << 3 | 1 << 7 | 1 << 11 | 1 << 12 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23;
     let all: u64 = all | 1 << 34 | 1 << 38;
-    rig.write(&device, 0, 0x1a0, all).unwrap();
+    fixture.write(&device, 0, 0x1a0, all).unwrap();
     let switched = 1 | 1 << 3 | 1 << 11 | 1 << 12 | 1 << 16 | 1 << 23 | 1 << 38;
-    assert_eq!(rig.read(&device, 0, 0x1a0), Ok(switched));
-    rig.write(&device, 0, 0x1a0, 0).unwrap();
-    assert_eq!(rig.read(&device, 0, 0x1a0), Ok(1 << 11 | 1 << 12));
-    assert_eq!(rig.read(&device, 1, 0x1a0), Ok(0x11809));
+    assert_eq!(fixture.read(&device, 0, 0x1a0), Ok(switched));
+    fixture.write(&device, 0, 0x1a0, 0).unwrap();
+    assert_eq!(fixture.read(&device, 0, 0x1a0), Ok(1 << 11 | 1 << 12));
+    assert_eq!(fixture.read(&device, 1, 0x1a0), Ok(0x11809));
     for bit in (0..64).filter(|bit| all >> bit & 1 == 0) {
-        let written = rig.write(&device, 0, 0x1a0, 1 << bit);
+        let written = fixture.write(&device, 0, 0x1a0, 1 << bit);
         assert_eq!(written, Err(GeneralProtection), "bit {bit}");
     }
 }
 
 #[test]
 fn read_only_registers_and_reserved_bits_fault() {
-    let (rig, device) = intel("base_mhz = 2000\nturbo_cores = [1, 2, 3, 4, 5, 6, 7, 8]");
+    let (fixture, device) = intel("base_mhz = 2000\nturbo_cores = [1, 2, 3, 4, 5, 6, 7, 8]");
     for index in [0x35, 0xce, 0x198, 0x1ad, 0x1ae, 0x648, 0x649, 0x64a] {
-        assert_eq!(rig.write(&device, 0, index, 0), Err(GeneralProtection));
+        assert_eq!(fixture.write(&device, 0, index, 0), Err(GeneralProtection));
     }
     for (index, reserved) in [
         (0x140, 1),
@@ -113,26 +113,26 @@ fn read_only_registers_and_reserved_bits_fault() {
         (0x64b, 1),
         (0x64c, 1 << 8),
     ] {
-        let written = rig.write(&device, 0, index, reserved);
+        let written = fixture.write(&device, 0, index, reserved);
         assert_eq!(written, Err(GeneralProtection), "{index:#x}");
     }
-    assert_eq!(rig.write(&device, 0, 0x140, 0), Ok(()));
+    assert_eq!(fixture.write(&device, 0, 0x140, 0), Ok(()));
 }
 
 #[test]
 fn the_turbo_activation_ratio_stays_once_locked() {
-    let (rig, device) = intel("base_mhz = 2000");
-    rig.write(&device, 0, 0x64c, 17).unwrap();
-    rig.write(&device, 1, 0x64c, 18 | 1 << 31).unwrap();
-    rig.write(&device, 0, 0x64c, 19).unwrap();
-    assert_eq!(rig.read(&device, 7, 0x64c), Ok(18 | 1 << 31));
-    assert_eq!(rig.read(&device, 8, 0x64c), Ok(19));
+    let (fixture, device) = intel("base_mhz = 2000");
+    fixture.write(&device, 0, 0x64c, 17).unwrap();
+    fixture.write(&device, 1, 0x64c, 18 | 1 << 31).unwrap();
+    fixture.write(&device, 0, 0x64c, 19).unwrap();
+    assert_eq!(fixture.read(&device, 7, 0x64c), Ok(18 | 1 << 31));
+    assert_eq!(fixture.read(&device, 8, 0x64c), Ok(19));
 }
 
 #[test]
 fn cpuid_faulting_is_carried_out_by_kvm() {
-    let (rig, device) = intel("base_mhz = 2000\ncpuid_faulting = true");
-    assert_eq!(rig.read(&device, 0, 0xce).unwrap() >> 31 & 1, 1);
+    let (fixture, device) = intel("base_mhz = 2000\ncpuid_faulting = true");
+    assert_eq!(fixture.read(&device, 0, 0xce).unwrap() >> 31 & 1, 1);
     let cpu = FakeVcpu::new(VcpuId(0), TOPOLOGY);
     cpu.kernel_msrs.borrow_mut().insert(0x140, 0);
     let access = MsrAccess {
@@ -145,12 +145,12 @@ fn cpuid_faulting_is_carried_out_by_kvm() {
     assert_eq!(device.read(&access), Ok(1));
     assert_eq!(device.write(&access, 2), Err(GeneralProtection));
     // A KVM without it.
-    assert_eq!(rig.write(&device, 0, 0x140, 1), Err(GeneralProtection));
+    assert_eq!(fixture.write(&device, 0, 0x140, 1), Err(GeneralProtection));
 }
 
 #[test]
 fn zen_p_states_are_multipliers_of_25_mhz() {
-    let (rig, device) = amd("base_mhz = 2450\nmin_mhz = 1500");
+    let (fixture, device) = amd("base_mhz = 2450\nmin_mhz = 1500");
     for (index, value) in [
         (0xc001_0061, 1 << 4),
         (0xc001_0062, 0),
@@ -160,30 +160,33 @@ fn zen_p_states_are_multipliers_of_25_mhz() {
         (0xc001_0066, 0),
         (0xc001_006b, 0),
     ] {
-        assert_eq!(rig.read(&device, 0, index), Ok(value), "{index:#x}");
+        assert_eq!(fixture.read(&device, 0, index), Ok(value), "{index:#x}");
     }
 }
 
 #[test]
 fn a_zen_core_runs_in_the_fastest_p_state_its_threads_ask_for() {
-    let (rig, device) = amd("base_mhz = 3000\np_states_mhz = [3000, 2000, 1000]");
-    rig.write(&device, 0, 0xc001_0062, 2).unwrap();
-    assert_eq!(rig.read(&device, 0, 0xc001_0063), Ok(0));
-    rig.write(&device, 1, 0xc001_0062, 1).unwrap();
-    assert_eq!(rig.read(&device, 0, 0xc001_0063), Ok(1));
-    rig.write(&device, 1, 0xc001_0062, 7).unwrap();
-    assert_eq!(rig.read(&device, 1, 0xc001_0062), Ok(2));
-    assert_eq!(rig.read(&device, 1, 0xc001_0063), Ok(2));
+    let (fixture, device) = amd("base_mhz = 3000\np_states_mhz = [3000, 2000, 1000]");
+    fixture.write(&device, 0, 0xc001_0062, 2).unwrap();
+    assert_eq!(fixture.read(&device, 0, 0xc001_0063), Ok(0));
+    fixture.write(&device, 1, 0xc001_0062, 1).unwrap();
+    assert_eq!(fixture.read(&device, 0, 0xc001_0063), Ok(1));
+    fixture.write(&device, 1, 0xc001_0062, 7).unwrap();
+    assert_eq!(fixture.read(&device, 1, 0xc001_0062), Ok(2));
+    assert_eq!(fixture.read(&device, 1, 0xc001_0063), Ok(2));
     for (index, value) in [(0xc001_0062, 8), (0xc001_0061, 0), (0xc001_0064, 0)] {
-        assert_eq!(rig.write(&device, 0, index, value), Err(GeneralProtection));
+        assert_eq!(
+            fixture.write(&device, 0, index, value),
+            Err(GeneralProtection)
+        );
     }
 }
 
 #[test]
 fn what_cannot_be_is_a_clear_error() {
     let refused = |cpu, keys: &str| {
-        let rig = Rig::new(cpu, TOPOLOGY);
-        Platform::build("p".into(), config(keys), &rig.context).unwrap_err()
+        let fixture = Fixture::new(cpu, TOPOLOGY);
+        Platform::build("p".into(), config(keys), &fixture.context).unwrap_err()
     };
     for (cpu, keys, message) in [
         (
@@ -253,27 +256,27 @@ fn what_cannot_be_is_a_clear_error() {
 
 #[test]
 fn a_restored_device_answers_as_the_saved_one_and_no_other() {
-    let (rig, saved) = intel("base_mhz = 2000");
-    rig.write(&saved, 5, 0x199, 0x0c00).unwrap();
-    rig.write(&saved, 6, 0x1a0, 0x800000).unwrap();
-    rig.write(&saved, 0, 0x64c, 1 << 31).unwrap();
+    let (fixture, saved) = intel("base_mhz = 2000");
+    fixture.write(&saved, 5, 0x199, 0x0c00).unwrap();
+    fixture.write(&saved, 6, 0x1a0, 0x800000).unwrap();
+    fixture.write(&saved, 0, 0x64c, 1 << 31).unwrap();
     let state = saved.save().unwrap();
     let (_, restored) = intel("base_mhz = 2000");
     restored.restore(&state).unwrap();
     assert_eq!(restored.save(), Some(state.clone()));
     for (vcpu, index) in [(5, 0x199), (6, 0x1a0), (3, 0x64c)] {
         let values = (
-            rig.read(&saved, vcpu, index),
-            rig.read(&restored, vcpu, index),
+            fixture.read(&saved, vcpu, index),
+            fixture.read(&restored, vcpu, index),
         );
         assert_eq!(values.0, values.1);
     }
 
-    let (rig, zen) = amd("base_mhz = 2000");
-    rig.write(&zen, 5, 0xc001_0062, 1).unwrap();
+    let (fixture, zen) = amd("base_mhz = 2000");
+    fixture.write(&zen, 5, 0xc001_0062, 1).unwrap();
     let (_, other) = amd("base_mhz = 2000");
     other.restore(&zen.save().unwrap()).unwrap();
-    assert_eq!(rig.read(&other, 5, 0xc001_0062), Ok(1));
+    assert_eq!(fixture.read(&other, 5, 0xc001_0062), Ok(1));
     assert!(matches!(zen.restore(&state), Err(RestoreError::Data(_))));
     let out_of_range =
         serde_json::json!({ "amd_p_state": [9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] });

@@ -1,5 +1,5 @@
 use super::*;
-use crate::devices::rig::Rig;
+use crate::devices::fixture::Fixture;
 use crate::testing::{ICE_LAKE, ZEN_3};
 use crate::{CpuIdentity, Topology};
 
@@ -11,39 +11,39 @@ const TWO_PACKAGES: Topology = Topology {
 const GP: Result<u64, GeneralProtection> = Err(GeneralProtection);
 const NUMBERS: [u64; 2] = [0xfeed_0001_dead_0001, 2];
 
-fn ppin(cpu: CpuIdentity, enabled: bool, locked: bool) -> (Rig, Ppin) {
-    let rig = Rig::new(cpu, TWO_PACKAGES);
+fn ppin(cpu: CpuIdentity, enabled: bool, locked: bool) -> (Fixture, Ppin) {
+    let fixture = Fixture::new(cpu, TWO_PACKAGES);
     let config = Config {
         vendor: None,
         ppin: NUMBERS.map(U64).to_vec(),
         enabled,
         locked,
     };
-    let device = Ppin::build("ppin".into(), config, &rig.context).unwrap();
-    (rig, device)
+    let device = Ppin::build("ppin".into(), config, &fixture.context).unwrap();
+    (fixture, device)
 }
 
 #[test]
 fn the_number_is_readable_only_while_enabled_and_never_written() {
     for (cpu, ctl) in [(ICE_LAKE, 0x4e), (ZEN_3, 0xc001_02f0)] {
-        let (rig, device) = ppin(cpu, false, false);
-        assert_eq!(rig.read(&device, 0, ctl), Ok(0));
-        assert_eq!(rig.read(&device, 0, ctl + 1), GP);
-        assert!(rig.write(&device, 0, ctl, 2).is_ok());
-        assert_eq!(rig.read(&device, 1, ctl), Ok(2));
-        assert_eq!(rig.read(&device, 1, ctl + 1), Ok(NUMBERS[0]));
-        assert!(rig.write(&device, 0, ctl + 1, 0).is_err());
-        assert!(rig.write(&device, 1, ctl, 0).is_ok());
-        assert_eq!(rig.read(&device, 0, ctl + 1), GP);
+        let (fixture, device) = ppin(cpu, false, false);
+        assert_eq!(fixture.read(&device, 0, ctl), Ok(0));
+        assert_eq!(fixture.read(&device, 0, ctl + 1), GP);
+        assert!(fixture.write(&device, 0, ctl, 2).is_ok());
+        assert_eq!(fixture.read(&device, 1, ctl), Ok(2));
+        assert_eq!(fixture.read(&device, 1, ctl + 1), Ok(NUMBERS[0]));
+        assert!(fixture.write(&device, 0, ctl + 1, 0).is_err());
+        assert!(fixture.write(&device, 1, ctl, 0).is_ok());
+        assert_eq!(fixture.read(&device, 0, ctl + 1), GP);
     }
 }
 
 #[test]
 fn each_package_has_its_own_number_and_control() {
-    let (rig, device) = ppin(ICE_LAKE, false, false);
-    rig.write(&device, 2, 0x4e, 2).unwrap();
-    assert_eq!(rig.read(&device, 3, 0x4f), Ok(NUMBERS[1]));
-    assert_eq!(rig.read(&device, 0, 0x4f), GP);
+    let (fixture, device) = ppin(ICE_LAKE, false, false);
+    fixture.write(&device, 2, 0x4e, 2).unwrap();
+    assert_eq!(fixture.read(&device, 3, 0x4f), Ok(NUMBERS[1]));
+    assert_eq!(fixture.read(&device, 0, 0x4f), GP);
 }
 
 #[test]
@@ -67,26 +67,26 @@ fn the_control_register_follows_the_manuals_transitions() {
         (2, 0x102, false, false),
     ] {
         for (cpu, ctl, allowed) in [(ICE_LAKE, 0x4e, intel), (ZEN_3, 0xc001_02f0, amd)] {
-            let (rig, device) = ppin(cpu, from & 2 != 0, from & 1 != 0);
-            let written = rig.write(&device, 0, ctl, to).is_ok();
+            let (fixture, device) = ppin(cpu, from & 2 != 0, from & 1 != 0);
+            let written = fixture.write(&device, 0, ctl, to).is_ok();
             assert_eq!(written, allowed, "{:?}: {from} to {to:#x}", cpu.vendor);
             let after = if allowed { to } else { from };
-            assert_eq!(rig.read(&device, 0, ctl), Ok(after));
+            assert_eq!(fixture.read(&device, 0, ctl), Ok(after));
         }
     }
 }
 
 #[test]
 fn an_enabled_number_stays_readable_after_amds_lock() {
-    let (rig, device) = ppin(ZEN_3, true, true);
-    assert!(rig.write(&device, 0, 0xc001_02f0, 0).is_err());
-    assert_eq!(rig.read(&device, 0, 0xc001_02f1), Ok(NUMBERS[0]));
+    let (fixture, device) = ppin(ZEN_3, true, true);
+    assert!(fixture.write(&device, 0, 0xc001_02f0, 0).is_err());
+    assert_eq!(fixture.read(&device, 0, 0xc001_02f1), Ok(NUMBERS[0]));
 }
 
 #[test]
 fn a_configuration_that_no_hardware_has_is_refused() {
-    let rig = Rig::new(ICE_LAKE, TWO_PACKAGES);
-    let refusal = |config| Ppin::build("p".into(), config, &rig.context).unwrap_err();
+    let fixture = Fixture::new(ICE_LAKE, TWO_PACKAGES);
+    let refusal = |config| Ppin::build("p".into(), config, &fixture.context).unwrap_err();
     let config = Config {
         ppin: vec![U64(1)],
         ..Config::default()
@@ -106,14 +106,14 @@ fn a_configuration_that_no_hardware_has_is_refused() {
 
 #[test]
 fn a_restored_device_answers_as_the_saved_one() {
-    let (rig, saved) = ppin(ICE_LAKE, false, false);
-    rig.write(&saved, 0, 0x4e, 2).unwrap();
-    rig.write(&saved, 2, 0x4e, 1).unwrap();
-    let (rig, restored) = ppin(ICE_LAKE, false, false);
+    let (fixture, saved) = ppin(ICE_LAKE, false, false);
+    fixture.write(&saved, 0, 0x4e, 2).unwrap();
+    fixture.write(&saved, 2, 0x4e, 1).unwrap();
+    let (fixture, restored) = ppin(ICE_LAKE, false, false);
     restored.restore(&saved.save().unwrap()).unwrap();
-    assert_eq!(rig.read(&restored, 0, 0x4f), Ok(NUMBERS[0]));
-    assert_eq!(rig.read(&restored, 2, 0x4e), Ok(1));
-    assert!(rig.write(&restored, 2, 0x4e, 0).is_err());
+    assert_eq!(fixture.read(&restored, 0, 0x4f), Ok(NUMBERS[0]));
+    assert_eq!(fixture.read(&restored, 2, 0x4e), Ok(1));
+    assert!(fixture.write(&restored, 2, 0x4e, 0).is_err());
 }
 
 #[test]

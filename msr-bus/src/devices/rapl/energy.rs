@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::powercap::{Powercap, PowercapState};
-use crate::devices::steady_clock::{ClockState, SteadyClock};
+use crate::devices::monotonic_clock::{ClockState, MonotonicClock};
 use crate::{DeviceContext, RestoreError, Topology};
 
 /// What an energy counter measures.
@@ -107,7 +107,7 @@ pub(super) struct Power {
 pub(super) struct PowerModel {
     power: Power,
     topology: Topology,
-    clock: SteadyClock,
+    clock: MonotonicClock,
 }
 
 impl PowerModel {
@@ -115,7 +115,7 @@ impl PowerModel {
         Self {
             power,
             topology: context.topology,
-            clock: SteadyClock::new(context),
+            clock: MonotonicClock::new(context),
         }
     }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::energy::Meter;
 use crate::devices::host;
-use crate::devices::steady_clock::{ClockState, SteadyClock};
+use crate::devices::monotonic_clock::{ClockState, MonotonicClock};
 use crate::{DeviceContext, RestoreError, Topology};
 
 /// How old a sample may get before the counters are read again, in nanoseconds. The hardware updates its
@@ -130,7 +130,7 @@ pub(super) struct Powercap {
     zones: Vec<Zone>,
     host_cpus: u64,
     topology: Topology,
-    clock: SteadyClock,
+    clock: MonotonicClock,
     ledger: Mutex<Ledger>,
 }
 
@@ -202,7 +202,7 @@ impl Powercap {
             zones,
             host_cpus: host_cpus.max(1),
             topology: context.topology,
-            clock: SteadyClock::new(context),
+            clock: MonotonicClock::new(context),
             ledger: Mutex::new(ledger),
         })
     }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::energy::{Meter, counter};
 use super::powercap::{self, Counter, Powercap, Zone};
 use super::*;
-use crate::devices::rig::{Rig, config};
+use crate::devices::fixture::{Fixture, config};
 use crate::testing::{ICE_LAKE, ZEN_3};
 
 const TWO_PACKAGES: Topology = Topology {
@@ -20,35 +20,35 @@ const TWO_PACKAGES: Topology = Topology {
 };
 const SECOND: Duration = Duration::from_secs(1);
 
-fn rapl(rig: &Rig, keys: &str) -> Result<Rapl, String> {
-    Rapl::build("rapl".into(), config(keys), &rig.context)
+fn rapl(fixture: &Fixture, keys: &str) -> Result<Rapl, String> {
+    Rapl::build("rapl".into(), config(keys), &fixture.context)
 }
 
 /// An Ice Lake server with these keys.
-fn ice_lake(keys: &str, topology: Topology) -> (Rig, Rapl) {
-    let rig = Rig::new(ICE_LAKE, topology);
-    let device = rapl(&rig, keys).unwrap();
-    (rig, device)
+fn ice_lake(keys: &str, topology: Topology) -> (Fixture, Rapl) {
+    let fixture = Fixture::new(ICE_LAKE, topology);
+    let device = rapl(&fixture, keys).unwrap();
+    (fixture, device)
 }
 
 #[test]
 fn the_unit_register_reads_as_on_ice_lake_and_zen() {
-    let (rig, intel) = ice_lake("", Topology::flat(1));
-    assert_eq!(rig.read(&intel, 0, 0x606), Ok(0xa0e03));
-    let rig = Rig::new(ZEN_3, Topology::flat(1));
-    let amd = rapl(&rig, "").unwrap();
-    assert_eq!(rig.read(&amd, 0, 0xc001_0299), Ok(0xa1003));
+    let (fixture, intel) = ice_lake("", Topology::flat(1));
+    assert_eq!(fixture.read(&intel, 0, 0x606), Ok(0xa0e03));
+    let fixture = Fixture::new(ZEN_3, Topology::flat(1));
+    let amd = rapl(&fixture, "").unwrap();
+    assert_eq!(fixture.read(&amd, 0, 0xc001_0299), Ok(0xa1003));
 }
 
 #[test]
 fn energy_is_watts_times_time_in_the_unit_of_the_domain() {
     let keys = "domains = ['package', 'dram', 'pp0', 'pp1']
         idle_watts = 1\nbusy_watts = 5\npackage_watts = 10\ndram_watts = 3\npp1_watts = 2";
-    let (rig, device) = ice_lake(keys, TWO_PACKAGES);
+    let (fixture, device) = ice_lake(keys, TWO_PACKAGES);
     // Ten seconds; vCPUs 0 and 5 work for 4 and 2 of them.
     let idle = Duration::ZERO;
     let cpu = [SECOND * 4, idle, idle, idle, idle, SECOND * 2];
-    rig.pass(SECOND * 10, &cpu);
+    fixture.pass(SECOND * 10, &cpu);
     for (vcpu, index, joules, exponent) in [
         (0, 0x639, 4 * 10 + 4 * 4, 14),
         (7, 0x639, 4 * 10 + 4 * 2, 14),
@@ -58,19 +58,19 @@ fn energy_is_watts_times_time_in_the_unit_of_the_domain() {
         (4, 0x619, 30, 16),
     ] {
         let units = joules << exponent;
-        assert_eq!(rig.read(&device, vcpu, index), Ok(units), "{index:#x}");
+        assert_eq!(fixture.read(&device, vcpu, index), Ok(units), "{index:#x}");
     }
 }
 
 #[test]
 fn amd_counts_each_core_and_each_package() {
-    let rig = Rig::new(ZEN_3, TWO_PACKAGES);
+    let fixture = Fixture::new(ZEN_3, TWO_PACKAGES);
     let keys = "idle_watts = 0\nbusy_watts = 4\npackage_watts = 1";
-    let device = rapl(&rig, keys).unwrap();
+    let device = rapl(&fixture, keys).unwrap();
     // Both threads of core 1, and one of core 3.
     let idle = Duration::ZERO;
     let cpu = [idle, idle, SECOND, SECOND, idle, idle, idle, SECOND];
-    rig.pass(SECOND, &cpu);
+    fixture.pass(SECOND, &cpu);
     for (vcpu, index, joules) in [
         (0, 0xc001_029a, 0),
         (2, 0xc001_029a, 8),
@@ -80,107 +80,110 @@ fn amd_counts_each_core_and_each_package() {
         (5, 0xc001_029b, 5),
     ] {
         assert_eq!(
-            rig.read(&device, vcpu, index),
+            fixture.read(&device, vcpu, index),
             Ok(joules << 16),
             "{index:#x}"
         );
     }
     for index in [0xc001_0299, 0xc001_029a, 0xc001_029b] {
-        assert_eq!(rig.write(&device, 0, index, 0), Err(GeneralProtection));
+        assert_eq!(fixture.write(&device, 0, index, 0), Err(GeneralProtection));
     }
 }
 
 #[test]
 fn a_counter_wraps_around_after_32_bits() {
-    let (rig, device) = ice_lake(
+    let (fixture, device) = ice_lake(
         "idle_watts = 0\nbusy_watts = 0\npackage_watts = 64",
         Topology::flat(1),
     );
     // 2^32 units of 1/2^14 J are 2^18 J: at 64 W, 2^12 s.
-    rig.pass(SECOND * 4095, &[]);
-    assert_eq!(rig.read(&device, 0, 0x611), Ok((1 << 32) - (64 << 14)));
-    rig.pass(SECOND * 2, &[]);
-    assert_eq!(rig.read(&device, 0, 0x611), Ok(64 << 14));
+    fixture.pass(SECOND * 4095, &[]);
+    assert_eq!(fixture.read(&device, 0, 0x611), Ok((1 << 32) - (64 << 14)));
+    fixture.pass(SECOND * 2, &[]);
+    assert_eq!(fixture.read(&device, 0, 0x611), Ok(64 << 14));
 }
 
 #[test]
 fn the_largest_times_and_watts_overflow_nothing() {
     let topology = Topology::flat(512);
     let keys = "idle_watts = 10000\nbusy_watts = 10000\npackage_watts = 10000\nenergy_unit = 31";
-    let (rig, device) = ice_lake(keys, topology);
-    rig.pass(Duration::MAX, &[Duration::MAX; 512]);
-    rig.read(&device, 0, 0x611).unwrap();
-    rig.read(&device, 0, 0x614).unwrap();
+    let (fixture, device) = ice_lake(keys, topology);
+    fixture.pass(Duration::MAX, &[Duration::MAX; 512]);
+    fixture.read(&device, 0, 0x611).unwrap();
+    fixture.read(&device, 0, 0x614).unwrap();
 }
 
 #[test]
 fn the_power_limits_reset_to_the_thermal_design_power() {
-    let (rig, device) = ice_lake("tdp_watts = 200", Topology::flat(1));
+    let (fixture, device) = ice_lake("tdp_watts = 200", Topology::flat(1));
     // 200 W over 2^10 units of time and 240 W over 2^2, both enabled.
     let long = 200 << 3 | 1 << 15 | 10 << 17;
     let short = 240 << 3 | 1 << 15 | 2 << 17;
-    assert_eq!(rig.read(&device, 0, 0x610), Ok(long | short << 32));
-    assert_eq!(rig.read(&device, 0, 0x618), Ok(0));
+    assert_eq!(fixture.read(&device, 0, 0x610), Ok(long | short << 32));
+    assert_eq!(fixture.read(&device, 0, 0x618), Ok(0));
     // Idle CPU and package 11 W, and a window of 2^15 units of time.
     let info = 200 << 3 | 11 << 19 | 200 << 35 | 15 << 48;
-    assert_eq!(rig.read(&device, 0, 0x614), Ok(info));
+    assert_eq!(fixture.read(&device, 0, 0x614), Ok(info));
 }
 
 #[test]
 fn a_limit_reads_back_on_its_package_and_reserved_bits_fault() {
     let keys = "domains = ['package', 'dram', 'pp0', 'pp1']";
-    let (rig, device) = ice_lake(keys, TWO_PACKAGES);
-    let package_0 = rig.read(&device, 0, 0x610);
+    let (fixture, device) = ice_lake(keys, TWO_PACKAGES);
+    let package_0 = fixture.read(&device, 0, 0x610);
     let value = 0x00ff_ffff_00ff_ffff;
-    rig.write(&device, 4, 0x610, value).unwrap();
-    assert_eq!(rig.read(&device, 7, 0x610), Ok(value));
-    assert_eq!(rig.read(&device, 0, 0x610), package_0);
+    fixture.write(&device, 4, 0x610, value).unwrap();
+    assert_eq!(fixture.read(&device, 7, 0x610), Ok(value));
+    assert_eq!(fixture.read(&device, 0, 0x610), package_0);
     for bit in (24..32).chain(56..63) {
-        let written = rig.write(&device, 4, 0x610, 1 << bit);
+        let written = fixture.write(&device, 4, 0x610, 1 << bit);
         assert_eq!(written, Err(GeneralProtection), "bit {bit}");
     }
     for index in [0x618, 0x638, 0x640] {
-        rig.write(&device, 0, index, 0x00ff_ffff).unwrap();
-        assert_eq!(rig.read(&device, 0, index), Ok(0x00ff_ffff));
+        fixture.write(&device, 0, index, 0x00ff_ffff).unwrap();
+        assert_eq!(fixture.read(&device, 0, index), Ok(0x00ff_ffff));
         for bit in (24..31).chain(32..64) {
-            let written = rig.write(&device, 0, index, 1 << bit);
+            let written = fixture.write(&device, 0, index, 1 << bit);
             assert_eq!(written, Err(GeneralProtection), "{index:#x} bit {bit}");
         }
     }
-    assert_eq!(rig.read(&device, 4, 0x610), Ok(value));
+    assert_eq!(fixture.read(&device, 4, 0x610), Ok(value));
 }
 
 #[test]
 fn writes_to_a_locked_limit_and_its_policy_are_ignored() {
     let keys = "domains = ['package', 'pp0']";
-    let (rig, device) = ice_lake(keys, Topology::flat(1));
-    rig.write(&device, 0, 0x63a, 9).unwrap();
+    let (fixture, device) = ice_lake(keys, Topology::flat(1));
+    fixture.write(&device, 0, 0x63a, 9).unwrap();
     for (index, lock) in [(0x610, 1 << 63 | 7), (0x638, 1 << 31 | 7)] {
-        rig.write(&device, 0, index, lock).unwrap();
-        rig.write(&device, 0, index, 5).unwrap();
-        assert_eq!(rig.read(&device, 0, index), Ok(lock));
+        fixture.write(&device, 0, index, lock).unwrap();
+        fixture.write(&device, 0, index, 5).unwrap();
+        assert_eq!(fixture.read(&device, 0, index), Ok(lock));
     }
-    rig.write(&device, 0, 0x63a, 3).unwrap();
-    assert_eq!(rig.read(&device, 0, 0x63a), Ok(9));
-    assert_eq!(rig.write(&device, 0, 0x63a, 0x20), Err(GeneralProtection));
+    fixture.write(&device, 0, 0x63a, 3).unwrap();
+    assert_eq!(fixture.read(&device, 0, 0x63a), Ok(9));
+    assert_eq!(
+        fixture.write(&device, 0, 0x63a, 0x20),
+        Err(GeneralProtection)
+    );
 }
 
 #[test]
 fn only_limits_and_policies_are_writable_and_nothing_throttles() {
-    let (rig, device) = ice_lake("", Topology::flat(1));
+    let (fixture, device) = ice_lake("", Topology::flat(1));
     for index in [0x606, 0x611, 0x613, 0x614, 0x619, 0x61b, 0x61c] {
-        assert_eq!(rig.write(&device, 0, index, 0), Err(GeneralProtection));
+        assert_eq!(fixture.write(&device, 0, index, 0), Err(GeneralProtection));
     }
-    rig.pass(SECOND, &[SECOND]);
-    assert_eq!(rig.read(&device, 0, 0x613), Ok(0));
-    assert_eq!(rig.read(&device, 0, 0x61b), Ok(0));
+    fixture.pass(SECOND, &[SECOND]);
+    assert_eq!(fixture.read(&device, 0, 0x613), Ok(0));
+    assert_eq!(fixture.read(&device, 0, 0x61b), Ok(0));
 }
 
 #[test]
 fn a_device_claims_the_registers_of_its_domains() {
     let claims = |keys: &str, cpu| {
-        let rig = Rig::new(cpu, Topology::flat(1));
-        let claims = rapl(&rig, keys).unwrap().claims();
+        let fixture = Fixture::new(cpu, Topology::flat(1));
+        let claims = rapl(&fixture, keys).unwrap().claims();
         claims.iter().map(|range| range.first()).collect::<Vec<_>>()
     };
     let package = [0x606, 0x610, 0x611, 0x613, 0x614];
@@ -195,8 +198,8 @@ fn a_device_claims_the_registers_of_its_domains() {
 #[test]
 fn what_cannot_be_is_a_clear_error() {
     let refused = |keys: &str| {
-        let rig = Rig::new(ICE_LAKE, Topology::flat(1));
-        rapl(&rig, keys).err().unwrap()
+        let fixture = Fixture::new(ICE_LAKE, Topology::flat(1));
+        rapl(&fixture, keys).err().unwrap()
     };
     for (keys, message) in [
         (
@@ -239,9 +242,9 @@ fn what_cannot_be_is_a_clear_error() {
 
 #[test]
 fn a_restored_device_goes_on_where_the_saved_one_was() {
-    let (rig, saved) = ice_lake("", TWO_PACKAGES);
-    rig.pass(SECOND * 7, &[SECOND * 3]);
-    rig.write(&saved, 0, 0x610, 77).unwrap();
+    let (fixture, saved) = ice_lake("", TWO_PACKAGES);
+    fixture.pass(SECOND * 7, &[SECOND * 3]);
+    fixture.write(&saved, 0, 0x610, 77).unwrap();
     let state = saved.save().unwrap();
     let (other, restored) = ice_lake("", TWO_PACKAGES);
     other.pass(SECOND * 1000, &[SECOND * 1000; 8]);
@@ -249,7 +252,7 @@ fn a_restored_device_goes_on_where_the_saved_one_was() {
     for index in [0x610, 0x611, 0x619] {
         for vcpu in 0..8 {
             let (before, after) = (
-                rig.read(&saved, vcpu, index),
+                fixture.read(&saved, vcpu, index),
                 other.read(&restored, vcpu, index),
             );
             assert_eq!(before, after, "{index:#x}");
@@ -259,8 +262,8 @@ fn a_restored_device_goes_on_where_the_saved_one_was() {
 
 #[test]
 fn a_state_that_does_not_fit_changes_nothing() {
-    let (rig, device) = ice_lake("", Topology::flat(2));
-    rig.pass(SECOND, &[]);
+    let (fixture, device) = ice_lake("", Topology::flat(2));
+    fixture.pass(SECOND, &[]);
     let before = device.save();
     let (_, other) = ice_lake("", Topology::flat(3));
     let reserved = serde_json::json!({
@@ -282,15 +285,15 @@ proptest! {
     fn energy_grows_with_time_and_in_proportion_to_work(
         steps in prop::collection::vec((0u64..10_000_000_000, 0u64..=100), 1..40)
     ) {
-        let (rig, device) = ice_lake(
+        let (fixture, device) = ice_lake(
             "domains = ['pp0']\nidle_watts = 2\nbusy_watts = 10", Topology::flat(1));
         let (mut idle, mut busy, mut last) = (0u128, 0u128, 0u64);
         for (time, percent) in steps {
             let work = time / 100 * percent;
-            rig.pass(Duration::from_nanos(time), &[Duration::from_nanos(work)]);
+            fixture.pass(Duration::from_nanos(time), &[Duration::from_nanos(work)]);
             busy += u128::from(work);
             idle += u128::from(time - work);
-            let energy = rig.read(&device, 0, 0x639).unwrap();
+            let energy = fixture.read(&device, 0, 0x639).unwrap();
             prop_assert!(energy >= last);
             // 2 W idle and 10 W at work, in 1/2^14 J rounded down.
             let units = ((2 * idle + 10 * busy) << 14) / 1_000_000_000;
@@ -321,54 +324,54 @@ impl Counter for FakeCounter {
 }
 
 /// A guest on a host with four CPUs, whose package counter wraps around at 1000 J.
-fn on_powercap(topology: Topology) -> (Rig, FakeCounter, Rapl) {
-    let rig = Rig::new(ICE_LAKE, topology);
+fn on_powercap(topology: Topology) -> (Fixture, FakeCounter, Rapl) {
+    let fixture = Fixture::new(ICE_LAKE, topology);
     let counter = FakeCounter::default();
     let zone = Zone {
         kind: powercap::Kind::Package,
         range: 1_000_000_000,
         counter: Box::new(counter.clone()),
     };
-    let source = Powercap::new(vec![zone], 4, &[Meter::Package(0)], &rig.context).unwrap();
+    let source = Powercap::new(vec![zone], 4, &[Meter::Package(0)], &fixture.context).unwrap();
     let keys: Config = config("domains = ['package']\nsource = 'powercap'");
     let source = EnergySource::Powercap(source);
-    let device = Rapl::with_source("rapl".into(), &keys, source, &rig.context).unwrap();
-    (rig, counter, device)
+    let device = Rapl::with_source("rapl".into(), &keys, source, &fixture.context).unwrap();
+    (fixture, counter, device)
 }
 
 #[test]
 fn a_guest_is_charged_the_host_energy_by_its_share_of_cpu_time() {
-    let (rig, counter, device) = on_powercap(TWO_PACKAGES);
+    let (fixture, counter, device) = on_powercap(TWO_PACKAGES);
     counter.0.store(400_000_000, Ordering::Relaxed);
     // One of the four host CPUs for package 0, half a one for package 1.
     let idle = Duration::ZERO;
     let cpu = [SECOND, SECOND, idle, idle, SECOND];
-    rig.pass(SECOND * 2, &cpu);
-    assert_eq!(rig.read(&device, 0, 0x611), Ok(100 << 14));
-    assert_eq!(rig.read(&device, 4, 0x611), Ok(50 << 14));
+    fixture.pass(SECOND * 2, &cpu);
+    assert_eq!(fixture.read(&device, 0, 0x611), Ok(100 << 14));
+    assert_eq!(fixture.read(&device, 4, 0x611), Ok(50 << 14));
     // The host's counter wraps around after another 600 J and goes on for 200 J more.
     counter.0.store(200_000_000, Ordering::Relaxed);
-    rig.pass(SECOND, &[SECOND]);
-    assert_eq!(rig.read(&device, 0, 0x611), Ok(300 << 14));
-    assert_eq!(rig.read(&device, 4, 0x611), Ok(50 << 14));
+    fixture.pass(SECOND, &[SECOND]);
+    assert_eq!(fixture.read(&device, 0, 0x611), Ok(300 << 14));
+    assert_eq!(fixture.read(&device, 4, 0x611), Ok(50 << 14));
 }
 
 #[test]
 fn a_host_counter_that_fails_stands_still_until_it_reads_again() {
-    let (rig, counter, device) = on_powercap(Topology::flat(1));
+    let (fixture, counter, device) = on_powercap(Topology::flat(1));
     counter.0.store(u64::MAX, Ordering::Relaxed);
-    rig.pass(SECOND, &[SECOND]);
-    assert_eq!(rig.read(&device, 0, 0x611), Ok(0));
+    fixture.pass(SECOND, &[SECOND]);
+    assert_eq!(fixture.read(&device, 0, 0x611), Ok(0));
     counter.0.store(8_000_000, Ordering::Relaxed);
-    rig.pass(SECOND, &[SECOND]);
-    assert_eq!(rig.read(&device, 0, 0x611), Ok(2 << 14));
+    fixture.pass(SECOND, &[SECOND]);
+    assert_eq!(fixture.read(&device, 0, 0x611), Ok(2 << 14));
 }
 
 #[test]
 fn restored_host_energy_goes_on_from_the_saved_value() {
-    let (rig, counter, saved) = on_powercap(Topology::flat(1));
+    let (fixture, counter, saved) = on_powercap(Topology::flat(1));
     counter.0.store(40_000_000, Ordering::Relaxed);
-    rig.pass(SECOND, &[SECOND]);
+    fixture.pass(SECOND, &[SECOND]);
     let state = saved.save().unwrap();
     let (other, counter, restored) = on_powercap(Topology::flat(1));
     counter.0.store(900_000_000, Ordering::Relaxed);
@@ -388,8 +391,8 @@ fn restored_host_energy_goes_on_from_the_saved_value() {
 
 #[test]
 fn the_host_must_have_a_zone_for_each_domain() {
-    let rig = Rig::new(ICE_LAKE, Topology::flat(1));
-    let refused = |meter| Powercap::new(Vec::new(), 4, &[meter], &rig.context).err();
+    let fixture = Fixture::new(ICE_LAKE, Topology::flat(1));
+    let refused = |meter| Powercap::new(Vec::new(), 4, &[meter], &fixture.context).err();
     assert_eq!(
         refused(Meter::Dram(0)).as_deref(),
         Some("domains: the host's powercap has no zone that measures the dram")

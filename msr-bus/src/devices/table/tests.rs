@@ -1,6 +1,6 @@
 use super::*;
 use crate::Topology;
-use crate::devices::rig::{self, Rig};
+use crate::devices::fixture::{self, Fixture};
 use crate::testing::ICE_LAKE;
 
 const TOPOLOGY: Topology = Topology {
@@ -10,14 +10,14 @@ const TOPOLOGY: Topology = Topology {
 };
 const GP: Result<u64, GeneralProtection> = Err(GeneralProtection);
 
-fn try_table(keys: &str) -> Result<(Rig, Table), String> {
-    let rig = Rig::new(ICE_LAKE, TOPOLOGY);
-    let table = Table::build("table".into(), rig::config(keys), &rig.context)?;
-    Ok((rig, table))
+fn try_table(keys: &str) -> Result<(Fixture, Table), String> {
+    let fixture = Fixture::new(ICE_LAKE, TOPOLOGY);
+    let table = Table::build("table".into(), fixture::config(keys), &fixture.context)?;
+    Ok((fixture, table))
 }
 
 /// A table of one register, by its keys besides `msr = 0x10`.
-fn register(keys: &str) -> (Rig, Table) {
+fn register(keys: &str) -> (Fixture, Table) {
     try_table(&format!("[[register]]\nmsr = 0x10\n{keys}")).unwrap()
 }
 
@@ -29,51 +29,58 @@ fn refusal(keys: &str) -> String {
 
 #[test]
 fn a_register_reads_its_value_and_is_read_only_unless_said_otherwise() {
-    let (rig, table) = register("value = '0x8000_0000_0000_0001'");
-    assert_eq!(rig.read(&table, 0, 0x10), Ok(0x8000_0000_0000_0001));
-    assert!(rig.write(&table, 0, 0x10, 0x8000_0000_0000_0001).is_err());
-    let (rig, table) = register("");
-    assert_eq!(rig.read(&table, 0, 0x10), Ok(0));
+    let (fixture, table) = register("value = '0x8000_0000_0000_0001'");
+    assert_eq!(fixture.read(&table, 0, 0x10), Ok(0x8000_0000_0000_0001));
+    assert!(
+        fixture
+            .write(&table, 0, 0x10, 0x8000_0000_0000_0001)
+            .is_err()
+    );
+    let (fixture, table) = register("");
+    assert_eq!(fixture.read(&table, 0, 0x10), Ok(0));
 }
 
 #[test]
 fn ignored_writes_change_nothing() {
-    let (rig, table) = register("value = 5\nwrite = 'ignore'");
-    assert!(rig.write(&table, 0, 0x10, u64::MAX).is_ok());
-    assert_eq!(rig.read(&table, 0, 0x10), Ok(5));
+    let (fixture, table) = register("value = 5\nwrite = 'ignore'");
+    assert!(fixture.write(&table, 0, 0x10, u64::MAX).is_ok());
+    assert_eq!(fixture.read(&table, 0, 0x10), Ok(5));
 }
 
 #[test]
 fn a_stored_write_keeps_ignored_bits_and_faults_on_reserved_ones() {
-    let (rig, table) =
+    let (fixture, table) =
         register("value = 0x0f5\nwrite = 'store'\nreserved = 0xf00\nignored = 0x0f0");
-    assert!(rig.write(&table, 0, 0x10, 0x100a).is_ok());
-    assert_eq!(rig.read(&table, 0, 0x10), Ok(0x10fa));
+    assert!(fixture.write(&table, 0, 0x10, 0x100a).is_ok());
+    assert_eq!(fixture.read(&table, 0, 0x10), Ok(0x10fa));
     for reserved in [0x100, 0x800, 0xfff] {
-        assert!(rig.write(&table, 0, 0x10, reserved).is_err());
-        assert_eq!(rig.read(&table, 0, 0x10), Ok(0x10fa));
+        assert!(fixture.write(&table, 0, 0x10, reserved).is_err());
+        assert_eq!(fixture.read(&table, 0, 0x10), Ok(0x10fa));
     }
 }
 
 #[test]
 fn a_write_only_register_takes_writes_and_faults_on_reads() {
-    let (rig, table) = register("read = 'fault'\nwrite = 'ignore'");
-    assert_eq!(rig.read(&table, 0, 0x10), GP);
-    assert!(rig.write(&table, 0, 0x10, 1).is_ok());
+    let (fixture, table) = register("read = 'fault'\nwrite = 'ignore'");
+    assert_eq!(fixture.read(&table, 0, 0x10), GP);
+    assert!(fixture.write(&table, 0, 0x10, 1).is_ok());
 }
 
 #[test]
 fn a_lock_bit_once_set_makes_writes_fault() {
-    let (rig, table) = register("write = 'store'\nlock = 63\nscope = 'package'");
-    assert!(rig.write(&table, 0, 0x10, 7).is_ok());
-    assert!(rig.write(&table, 0, 0x10, 1 << 63 | 8).is_ok());
+    let (fixture, table) = register("write = 'store'\nlock = 63\nscope = 'package'");
+    assert!(fixture.write(&table, 0, 0x10, 7).is_ok());
+    assert!(fixture.write(&table, 0, 0x10, 1 << 63 | 8).is_ok());
     for value in [0, 1 << 63 | 8, 9] {
-        assert!(rig.write(&table, 1, 0x10, value).is_err());
+        assert!(fixture.write(&table, 1, 0x10, value).is_err());
     }
-    assert_eq!(rig.read(&table, 1, 0x10), Ok(1 << 63 | 8));
-    assert!(rig.write(&table, 2, 0x10, 9).is_ok(), "another package");
-    let (rig, table) = register("value = 1\nwrite = 'store'\nlock = 0");
-    assert!(rig.write(&table, 0, 0x10, 0).is_err(), "locked from reset");
+    assert_eq!(fixture.read(&table, 1, 0x10), Ok(1 << 63 | 8));
+    assert!(fixture.write(&table, 2, 0x10, 9).is_ok(), "another package");
+    let (fixture, table) = register("value = 1\nwrite = 'store'\nlock = 0");
+    assert!(
+        fixture.write(&table, 0, 0x10, 0).is_err(),
+        "locked from reset"
+    );
 }
 
 #[test]
@@ -84,8 +91,8 @@ fn each_copy_may_have_its_own_value() {
         ("values = [1, 2]\nscope = 'package'", [1, 1, 2, 2]),
         ("value = 7", [7; 4]),
     ] {
-        let (rig, table) = register(keys);
-        let read = [0, 1, 2, 3].map(|cpu| rig.read(&table, cpu, 0x10).unwrap());
+        let (fixture, table) = register(keys);
+        let read = [0, 1, 2, 3].map(|cpu| fixture.read(&table, cpu, 0x10).unwrap());
         assert_eq!(read, expected, "{keys}");
     }
 }
@@ -93,37 +100,37 @@ fn each_copy_may_have_its_own_value() {
 #[test]
 fn fields_put_the_value_together() {
     // MSR_PLATFORM_INFO of a processor with ratios from 8 to 28.
-    let (rig, table) = register(
+    let (fixture, table) = register(
         "value = 0x8000_0000
          fields.max_non_turbo_ratio = { bits = '15:8', value = 28 }
          fields.max_efficiency_ratio = { bits = '47:40', value = 8 }
          fields.ratio_limit_programmable = { bits = '28', value = 1 }
          fields.highest = { bits = '63:63', value = 1 }",
     );
-    assert_eq!(rig.read(&table, 0, 0x10), Ok(0x8000_0800_9000_1c00));
-    let (rig, table) = register("fields.all = { bits = '63:0', value = '0xffffffffffffffff' }");
-    assert_eq!(rig.read(&table, 0, 0x10), Ok(u64::MAX));
-    let (rig, table) =
+    assert_eq!(fixture.read(&table, 0, 0x10), Ok(0x8000_0800_9000_1c00));
+    let (fixture, table) = register("fields.all = { bits = '63:0', value = '0xffffffffffffffff' }");
+    assert_eq!(fixture.read(&table, 0, 0x10), Ok(u64::MAX));
+    let (fixture, table) =
         register("values = [1, 2]\nscope = 'package'\nfields.high = { bits = '7:4', value = 0xf }");
-    assert_eq!(rig.read(&table, 0, 0x10), Ok(0xf1));
-    assert_eq!(rig.read(&table, 2, 0x10), Ok(0xf2));
+    assert_eq!(fixture.read(&table, 0, 0x10), Ok(0xf1));
+    assert_eq!(fixture.read(&table, 2, 0x10), Ok(0xf2));
 }
 
 #[test]
 fn a_range_makes_registers_alike_and_apart() {
-    let (rig, table) = try_table(
+    let (fixture, table) = try_table(
         "[[register]]\nmsr = '0xc0010200-0xc0010203'\nvalue = 1\nwrite = 'store'
          [[register]]\nmsr = 'IA32_PLATFORM_ID'\nvalue = 2",
     )
     .unwrap();
-    rig.write(&table, 0, 0xc001_0203, 9).unwrap();
+    fixture.write(&table, 0, 0xc001_0203, 9).unwrap();
     for (index, value) in [
         (0xc001_0200, 1),
         (0xc001_0202, 1),
         (0xc001_0203, 9),
         (0x17, 2),
     ] {
-        assert_eq!(rig.read(&table, 0, index), Ok(value), "{index:#x}");
+        assert_eq!(fixture.read(&table, 0, index), Ok(value), "{index:#x}");
     }
     let claims: Vec<u32> = table.claims().into_iter().map(MsrRange::first).collect();
     assert_eq!(
@@ -205,13 +212,13 @@ fn bits_that_no_register_has_are_refused() {
 #[test]
 fn a_restored_table_answers_as_the_saved_one() {
     let keys = "write = 'store'\nscope = 'package'\nlock = 63";
-    let (rig, saved) = register(keys);
-    rig.write(&saved, 2, 0x10, 1 << 63 | 5).unwrap();
-    let (rig, restored) = register(keys);
+    let (fixture, saved) = register(keys);
+    fixture.write(&saved, 2, 0x10, 1 << 63 | 5).unwrap();
+    let (fixture, restored) = register(keys);
     restored.restore(&saved.save().unwrap()).unwrap();
-    assert_eq!(rig.read(&restored, 0, 0x10), Ok(0));
-    assert_eq!(rig.read(&restored, 3, 0x10), Ok(1 << 63 | 5));
-    assert!(rig.write(&restored, 2, 0x10, 0).is_err());
+    assert_eq!(fixture.read(&restored, 0, 0x10), Ok(0));
+    assert_eq!(fixture.read(&restored, 3, 0x10), Ok(1 << 63 | 5));
+    assert!(fixture.write(&restored, 2, 0x10, 0).is_err());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::devices::host;
-use crate::devices::steady_clock::{ClockState, SteadyClock};
+use crate::devices::monotonic_clock::{ClockState, MonotonicClock};
 use crate::{CpuLocation, DeviceContext, RestoreError, Topology};
 
 /// Which sensor.
@@ -124,7 +124,7 @@ pub(super) struct HeatConfig {
 pub(super) struct Heat {
     config: HeatConfig,
     topology: Topology,
-    clock: SteadyClock,
+    clock: MonotonicClock,
     cores: Mutex<Vec<Core>>,
 }
 
@@ -160,7 +160,7 @@ impl Heat {
         Self {
             config,
             topology,
-            clock: SteadyClock::new(context),
+            clock: MonotonicClock::new(context),
             cores: Mutex::new(vec![cold; (topology.packages * topology.cores) as usize]),
         }
     }

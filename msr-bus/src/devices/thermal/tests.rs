@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::source::Thermometer;
 use super::*;
 use crate::Topology;
-use crate::devices::rig::{Rig, config};
+use crate::devices::fixture::{Fixture, config};
 use crate::testing::{ICE_LAKE, ZEN_3};
 
 const TOPOLOGY: Topology = Topology {
@@ -19,17 +19,17 @@ const TOPOLOGY: Topology = Topology {
 };
 const SECOND: Duration = Duration::from_secs(1);
 
-fn thermal(keys: &str) -> (Rig, Thermal) {
-    let rig = Rig::new(ICE_LAKE, TOPOLOGY);
-    let device = Thermal::build("t".into(), config(keys), &rig.context).unwrap();
-    (rig, device)
+fn thermal(keys: &str) -> (Fixture, Thermal) {
+    let fixture = Fixture::new(ICE_LAKE, TOPOLOGY);
+    let device = Thermal::build("t".into(), config(keys), &fixture.context).unwrap();
+    (fixture, device)
 }
 
 /// The temperature as Linux works it out: TjMax less the readout, where that is valid.
-fn celsius(rig: &Rig, device: &Thermal, vcpu: u32, status: u32) -> i64 {
-    let status = rig.read(device, vcpu, status).unwrap();
+fn celsius(fixture: &Fixture, device: &Thermal, vcpu: u32, status: u32) -> i64 {
+    let status = fixture.read(device, vcpu, status).unwrap();
     assert_eq!(status >> 31, 1, "valid, and nothing above");
-    let tjmax = rig.read(device, vcpu, TEMPERATURE_TARGET).unwrap() >> 16 & 0xff;
+    let tjmax = fixture.read(device, vcpu, TEMPERATURE_TARGET).unwrap() >> 16 & 0xff;
     tjmax as i64 - (status >> 16 & 0x7f) as i64
 }
 
@@ -53,61 +53,61 @@ impl FakeSensor {
 }
 
 /// A machine with the host's sensor at 50 degrees.
-fn with_sensor() -> (Rig, FakeSensor, Thermal) {
-    let rig = Rig::new(ICE_LAKE, TOPOLOGY);
+fn with_sensor() -> (Fixture, FakeSensor, Thermal) {
+    let fixture = Fixture::new(ICE_LAKE, TOPOLOGY);
     let sensor = FakeSensor::default();
     sensor.set(50_000);
     let host = Host::new(Box::new(sensor.clone())).unwrap();
     let temperature = Temperature::Host(host);
-    let device = Thermal::with_temperature("t".into(), 100, temperature, &rig.context);
-    (rig, sensor, device)
+    let device = Thermal::with_temperature("t".into(), 100, temperature, &fixture.context);
+    (fixture, sensor, device)
 }
 
 #[test]
 fn a_constant_temperature_reads_as_degrees_below_tjmax() {
-    let (rig, device) = thermal("tjmax = 90\nsource = 'constant'\ncelsius = 42");
-    assert_eq!(rig.read(&device, 0, TEMPERATURE_TARGET), Ok(90 << 16));
+    let (fixture, device) = thermal("tjmax = 90\nsource = 'constant'\ncelsius = 42");
+    assert_eq!(fixture.read(&device, 0, TEMPERATURE_TARGET), Ok(90 << 16));
     let valid = 1 << 31 | 48 << 16;
-    assert_eq!(rig.read(&device, 5, THERM_STATUS), Ok(valid | 1 << 27));
-    assert_eq!(rig.read(&device, 5, PACKAGE_THERM_STATUS), Ok(valid));
-    assert_eq!(rig.read(&device, 0, THERM_INTERRUPT), Ok(0));
+    assert_eq!(fixture.read(&device, 5, THERM_STATUS), Ok(valid | 1 << 27));
+    assert_eq!(fixture.read(&device, 5, PACKAGE_THERM_STATUS), Ok(valid));
+    assert_eq!(fixture.read(&device, 0, THERM_INTERRUPT), Ok(0));
 }
 
 #[test]
 fn a_core_warms_up_and_cools_down_by_its_own_load() {
-    let (rig, device) = thermal("idle_celsius = 30\nbusy_celsius = 80\nseconds = 10");
+    let (fixture, device) = thermal("idle_celsius = 30\nbusy_celsius = 80\nseconds = 10");
     let idle = Duration::ZERO;
     // One thread of core 1 works for one time constant, then for long.
-    rig.pass(SECOND * 10, &[idle, idle, SECOND * 10]);
+    fixture.pass(SECOND * 10, &[idle, idle, SECOND * 10]);
     // 80 - 50 / e = 61.6, shown as not yet 62.
-    assert_eq!(celsius(&rig, &device, 2, THERM_STATUS), 61);
-    assert_eq!(celsius(&rig, &device, 0, THERM_STATUS), 30);
-    assert_eq!(celsius(&rig, &device, 0, PACKAGE_THERM_STATUS), 61);
-    assert_eq!(celsius(&rig, &device, 4, PACKAGE_THERM_STATUS), 30);
-    rig.pass(SECOND * 1000, &[idle, idle, SECOND * 1000]);
-    assert_eq!(celsius(&rig, &device, 3, THERM_STATUS), 80);
+    assert_eq!(celsius(&fixture, &device, 2, THERM_STATUS), 61);
+    assert_eq!(celsius(&fixture, &device, 0, THERM_STATUS), 30);
+    assert_eq!(celsius(&fixture, &device, 0, PACKAGE_THERM_STATUS), 61);
+    assert_eq!(celsius(&fixture, &device, 4, PACKAGE_THERM_STATUS), 30);
+    fixture.pass(SECOND * 1000, &[idle, idle, SECOND * 1000]);
+    assert_eq!(celsius(&fixture, &device, 3, THERM_STATUS), 80);
     // Half the time at work; and none.
-    rig.pass(SECOND * 1000, &[idle, idle, SECOND * 500]);
-    assert_eq!(celsius(&rig, &device, 3, THERM_STATUS), 55);
-    rig.pass(SECOND * 1000, &[]);
-    assert_eq!(celsius(&rig, &device, 3, THERM_STATUS), 30);
+    fixture.pass(SECOND * 1000, &[idle, idle, SECOND * 500]);
+    assert_eq!(celsius(&fixture, &device, 3, THERM_STATUS), 55);
+    fixture.pass(SECOND * 1000, &[]);
+    assert_eq!(celsius(&fixture, &device, 3, THERM_STATUS), 30);
 }
 
 #[test]
 fn how_often_software_looks_changes_no_temperature() {
     let keys = "idle_celsius = 30\nbusy_celsius = 80\nseconds = 10";
-    let (rig, device) = thermal(keys);
+    let (fixture, device) = thermal(keys);
     let step = Duration::from_micros(300);
     for _ in 0..100_000 / 3 {
-        rig.pass(step, &[step]);
-        rig.read(&device, 0, THERM_STATUS).unwrap();
+        fixture.pass(step, &[step]);
+        fixture.read(&device, 0, THERM_STATUS).unwrap();
     }
-    assert_eq!(celsius(&rig, &device, 0, THERM_STATUS), 61);
+    assert_eq!(celsius(&fixture, &device, 0, THERM_STATUS), 61);
 }
 
 #[test]
 fn thresholds_set_their_status_and_a_log_that_stays() {
-    let (rig, sensor, device) = with_sensor();
+    let (fixture, sensor, device) = with_sensor();
     // Threshold 1 at 60 degrees (40 below TjMax), threshold 2 at 80.
     let interrupt = 40 << 8 | 1 << 15 | 20 << 16 | 1 << 23;
     for (status, register, lowest) in [
@@ -115,10 +115,10 @@ fn thresholds_set_their_status_and_a_log_that_stays() {
         (PACKAGE_THERM_STATUS, PACKAGE_THERM_INTERRUPT, 0),
     ] {
         sensor.set(50_000);
-        rig.write(&device, 0, register, interrupt).unwrap();
-        assert_eq!(rig.read(&device, 1, register), Ok(interrupt));
+        fixture.write(&device, 0, register, interrupt).unwrap();
+        assert_eq!(fixture.read(&device, 1, register), Ok(interrupt));
         let bits = || {
-            let value = rig.read(&device, 1, status).unwrap();
+            let value = fixture.read(&device, 1, status).unwrap();
             assert_eq!(value & 0xf << 27, lowest);
             value & 0xffff
         };
@@ -130,29 +130,29 @@ fn thresholds_set_their_status_and_a_log_that_stays() {
         sensor.set(70_000);
         assert_eq!(bits(), 1 << 6 | 1 << 7 | 1 << 9);
         // Written as 1 a log stays, written as 0 it goes, and what holds is logged again.
-        rig.write(&device, 0, status, 1 << 9).unwrap();
+        fixture.write(&device, 0, status, 1 << 9).unwrap();
         assert_eq!(bits(), 1 << 6 | 1 << 7 | 1 << 9);
         sensor.set(50_000);
-        rig.write(&device, 0, status, 0).unwrap();
+        fixture.write(&device, 0, status, 0).unwrap();
         assert_eq!(bits(), 0);
         // A 1 sets no log.
-        rig.write(&device, 0, status, 0xaaa).unwrap();
+        fixture.write(&device, 0, status, 0xaaa).unwrap();
         assert_eq!(bits(), 0);
         // TjMax.
         sensor.set(105_000);
         assert_eq!(bits(), 0b11_1100_1111);
         sensor.set(99_999);
         assert_eq!(bits() & 0b1111, 0b1010);
-        rig.write(&device, 0, status, 0).unwrap();
+        fixture.write(&device, 0, status, 0).unwrap();
     }
     // Package 1 and core 1 have seen none of it.
-    assert_eq!(rig.read(&device, 2, THERM_INTERRUPT), Ok(0));
-    assert_eq!(rig.read(&device, 4, PACKAGE_THERM_INTERRUPT), Ok(0));
+    assert_eq!(fixture.read(&device, 2, THERM_INTERRUPT), Ok(0));
+    assert_eq!(fixture.read(&device, 4, PACKAGE_THERM_INTERRUPT), Ok(0));
 }
 
 #[test]
 fn reserved_bits_fault_and_status_bits_are_ignored() {
-    let (rig, device) = thermal("source = 'constant'");
+    let (fixture, device) = thermal("source = 'constant'");
     for (index, reserved) in [
         (THERM_STATUS, vec![23, 26, 32, 63]),
         (PACKAGE_THERM_STATUS, vec![12, 15, 23, 26, 27, 30, 32, 63]),
@@ -160,36 +160,38 @@ fn reserved_bits_fault_and_status_bits_are_ignored() {
         (PACKAGE_THERM_INTERRUPT, vec![3, 5, 7, 25, 32, 63]),
     ] {
         for bit in reserved {
-            let written = rig.write(&device, 0, index, 1 << bit);
+            let written = fixture.write(&device, 0, index, 1 << bit);
             assert_eq!(written, Err(GeneralProtection), "{index:#x} bit {bit}");
         }
     }
-    let before = rig.read(&device, 0, THERM_STATUS);
-    rig.write(&device, 0, THERM_STATUS, 0xf87f_5555).unwrap();
-    assert_eq!(rig.read(&device, 0, THERM_STATUS), before);
+    let before = fixture.read(&device, 0, THERM_STATUS);
+    fixture
+        .write(&device, 0, THERM_STATUS, 0xf87f_5555)
+        .unwrap();
+    assert_eq!(fixture.read(&device, 0, THERM_STATUS), before);
     assert_eq!(
-        rig.write(&device, 0, TEMPERATURE_TARGET, 0),
+        fixture.write(&device, 0, TEMPERATURE_TARGET, 0),
         Err(GeneralProtection)
     );
 }
 
 #[test]
 fn a_host_sensor_that_fails_keeps_its_last_reading() {
-    let (rig, sensor, device) = with_sensor();
+    let (fixture, sensor, device) = with_sensor();
     sensor.set(61_000);
-    assert_eq!(celsius(&rig, &device, 0, THERM_STATUS), 61);
+    assert_eq!(celsius(&fixture, &device, 0, THERM_STATUS), 61);
     sensor.set(i64::MIN);
-    assert_eq!(celsius(&rig, &device, 0, THERM_STATUS), 61);
+    assert_eq!(celsius(&fixture, &device, 0, THERM_STATUS), 61);
     // The readout has seven bits.
     sensor.set(-100_000);
-    assert_eq!(celsius(&rig, &device, 0, THERM_STATUS), 100 - 127);
+    assert_eq!(celsius(&fixture, &device, 0, THERM_STATUS), 100 - 127);
 }
 
 #[test]
 fn what_cannot_be_is_a_clear_error() {
     let refused = |cpu, keys: &str| {
-        let rig = Rig::new(cpu, TOPOLOGY);
-        let refused = Thermal::build("t".into(), config(keys), &rig.context);
+        let fixture = Fixture::new(cpu, TOPOLOGY);
+        let refused = Thermal::build("t".into(), config(keys), &fixture.context);
         refused.err().unwrap()
     };
     for (keys, message) in [
@@ -223,20 +225,24 @@ fn what_cannot_be_is_a_clear_error() {
 
 #[test]
 fn a_restored_device_answers_as_the_saved_one_and_no_other() {
-    let (rig, saved) = thermal("");
-    rig.write(&saved, 0, PACKAGE_THERM_INTERRUPT, 60 << 8)
+    let (fixture, saved) = thermal("");
+    fixture
+        .write(&saved, 0, PACKAGE_THERM_INTERRUPT, 60 << 8)
         .unwrap();
-    rig.pass(SECOND * 5, &[SECOND * 5]);
-    rig.read(&saved, 0, PACKAGE_THERM_STATUS).unwrap();
+    fixture.pass(SECOND * 5, &[SECOND * 5]);
+    fixture.read(&saved, 0, PACKAGE_THERM_STATUS).unwrap();
     let state = saved.save().unwrap();
     let (other, restored) = thermal("");
     other.pass(SECOND * 700, &[SECOND * 300; 8]);
     restored.restore(&state).unwrap();
     for after in [Duration::ZERO, SECOND * 4, SECOND * 400] {
-        rig.pass(after, &[]);
+        fixture.pass(after, &[]);
         other.pass(after, &[]);
         for index in [THERM_STATUS, PACKAGE_THERM_STATUS, PACKAGE_THERM_INTERRUPT] {
-            let values = (rig.read(&saved, 0, index), other.read(&restored, 0, index));
+            let values = (
+                fixture.read(&saved, 0, index),
+                other.read(&restored, 0, index),
+            );
             assert_eq!(values.0, values.1);
         }
     }
@@ -258,12 +264,12 @@ proptest! {
     fn a_temperature_stays_between_idle_and_busy(
         steps in prop::collection::vec((any::<u64>(), any::<u64>()), 1..30)
     ) {
-        let (rig, device) = thermal("idle_celsius = 40\nbusy_celsius = 90");
+        let (fixture, device) = thermal("idle_celsius = 40\nbusy_celsius = 90");
         for (time, work) in steps {
-            *rig.clock.now.lock().unwrap() = Duration::from_nanos(time);
+            *fixture.clock.now.lock().unwrap() = Duration::from_nanos(time);
             let work = Duration::from_nanos(work);
-            rig.clock.cpu_time.lock().unwrap().insert(crate::VcpuId(0), work);
-            let celsius = celsius(&rig, &device, 0, THERM_STATUS);
+            fixture.clock.cpu_time.lock().unwrap().insert(crate::VcpuId(0), work);
+            let celsius = celsius(&fixture, &device, 0, THERM_STATUS);
             prop_assert!((40..=90).contains(&celsius));
         }
     }

@@ -12,7 +12,7 @@ use crate::{
     compile::{
         Geometry,
         fill::fill,
-        plan::{Misfit, Plan, plan},
+        plan::{Plan, PlanError, plan},
     },
 };
 
@@ -204,8 +204,8 @@ fn exhaust(space: Space) -> u64 {
                         assert_eq!(plan.ranges.len(), usize::from(reference), "{target:b}");
                         check(space, target, &plan, &map);
                     }
-                    Err(Misfit::Top { .. }) => assert_eq!(reference, u8::MAX, "{target:b}"),
-                    Err(misfit) => panic!("{target:b}: {misfit:?}"),
+                    Err(PlanError::Top { .. }) => assert_eq!(reference, u8::MAX, "{target:b}"),
+                    Err(error) => panic!("{target:b}: {error:?}"),
                 }
                 cases += 1;
             }

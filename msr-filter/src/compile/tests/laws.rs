@@ -93,10 +93,10 @@ proptest! {
                     assert_same(&spec, &filter, index)?;
                 }
             }
-            Err(CompileError::TooManyRanges { needed, give_up, .. }) => {
+            Err(CompileError::TooManyRanges { needed, suggestions, .. }) => {
                 prop_assert!(needed > 16);
-                for proposal in give_up {
-                    prop_assert!(proposal.needed < needed);
+                for suggestion in suggestions {
+                    prop_assert!(suggestion.needed < needed);
                 }
             }
             Err(CompileError::LastMsr { default, access }) => {

@@ -166,7 +166,7 @@ fn too_many_clusters_are_listed_with_the_rules_to_give_up() {
     let CompileError::TooManyRanges {
         needed,
         clusters,
-        give_up,
+        suggestions,
     } = error
     else {
         panic!("{message}");
@@ -174,8 +174,12 @@ fn too_many_clusters_are_listed_with_the_rules_to_give_up() {
     assert_eq!((needed, clusters.len()), (18, 18));
     assert_eq!(clusters[3].span, range(0x40_0000, 0x40_0004));
     assert_eq!(clusters[3].access, Access::all());
-    assert!(give_up.iter().all(|g| g.rules.len() == 1 && g.needed == 17));
-    assert_eq!(give_up[0].rules, [0]);
+    assert!(
+        suggestions
+            .iter()
+            .all(|g| g.rules.len() == 1 && g.needed == 17)
+    );
+    assert_eq!(suggestions[0].rules, [0]);
     assert!(
         message.starts_with(
             "the rules need 18 filter ranges, and KVM takes at most 16; one each for 0x100000 rw, \
@@ -184,7 +188,7 @@ fn too_many_clusters_are_listed_with_the_rules_to_give_up() {
         "{message}"
     );
     assert!(
-        message.contains("; fewer by giving up rule 0 (leaves 17), rule 1 (leaves 17),"),
+        message.contains("; fewer without rule 0 (leaves 17), rule 1 (leaves 17),"),
         "{message}"
     );
 }

@@ -31,8 +31,8 @@ pub trait VirtioDevice: Send {
     }
 
     /// What serves the queues, now that the driver has accepted `features`. What is wrong with its
-    /// requests goes to `complaints`.
-    fn handler(&mut self, features: u64, complaints: Complaints) -> Box<dyn QueueHandler>;
+    /// requests is logged to `driver_log`.
+    fn handler(&mut self, features: u64, driver_log: DriverLog) -> Box<dyn QueueHandler>;
 }
 
 /// Serves the requests that the driver makes available.
@@ -65,15 +65,15 @@ pub enum Served {
 /// Clones share the limit. There is one for each device, for as long as it lives: a driver does not get
 /// a new limit by a reset.
 #[derive(Clone, Debug)]
-pub struct Complaints {
+pub struct DriverLog {
     name: Arc<str>,
     left: Arc<AtomicU32>,
 }
 
-impl Complaints {
+impl DriverLog {
     const MAX: u32 = 10;
 
-    /// Complaints that start with `name`.
+    /// A log whose messages start with `name`.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.into(),
@@ -105,9 +105,9 @@ mod tests {
 
     #[test]
     fn clones_of_complaints_share_the_limit() {
-        let complaints = Complaints::new("a disk");
-        let logged = (0..100).filter_map(|_| complaints.clone().take());
-        assert!(logged.eq((1..=Complaints::MAX).rev()));
-        assert_eq!(complaints.take(), None);
+        let driver_log = DriverLog::new("a disk");
+        let logged = (0..100).filter_map(|_| driver_log.clone().take());
+        assert!(logged.eq((1..=DriverLog::MAX).rev()));
+        assert_eq!(driver_log.take(), None);
     }
 }

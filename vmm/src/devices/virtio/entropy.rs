@@ -8,7 +8,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemoryMmap, Permissions};
 
 use super::buffers::{ChainError, Request};
-use super::device::{Complaints, QueueHandler, Served, VirtioDevice};
+use super::device::{DriverLog, QueueHandler, Served, VirtioDevice};
 
 /// The size of the device's one queue.
 const QUEUE_SIZE: u16 = 64;
@@ -40,17 +40,17 @@ impl VirtioDevice for Entropy {
 
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
-    fn handler(&mut self, _features: u64, complaints: Complaints) -> Box<dyn QueueHandler> {
+    fn handler(&mut self, _features: u64, driver_log: DriverLog) -> Box<dyn QueueHandler> {
         Box::new(Handler {
             request: Request::new(MAX_DESCRIPTORS),
-            complaints,
+            driver_log,
         })
     }
 }
 
 struct Handler {
     request: Request,
-    complaints: Complaints,
+    driver_log: DriverLog,
 }
 
 impl QueueHandler for Handler {
@@ -66,7 +66,7 @@ impl QueueHandler for Handler {
             .load(chain.clone())
             .and_then(|()| fill(&mut self.request, mem));
         let filled = filled.unwrap_or_else(|error| {
-            self.complaints.log(format_args!("{error}"));
+            self.driver_log.log(format_args!("{error}"));
             0
         });
         Served::Done(filled)

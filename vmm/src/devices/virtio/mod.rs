@@ -41,7 +41,7 @@ mod transport;
 mod worker;
 
 pub use attach::{AttachError, attach};
-pub use device::{Complaints, QueueHandler, Served, VirtioDevice};
+pub use device::{DriverLog, QueueHandler, Served, VirtioDevice};
 pub use mmio::MmioDevice;
 pub use slot::Slot;
 

@@ -12,7 +12,7 @@ use virtio_queue::{Error as QueueError, Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{Complaints, QueueHandler, VirtioDevice};
+use super::device::{DriverLog, QueueHandler, VirtioDevice};
 use super::notifier::Notifier;
 use super::worker::{Service, Worker};
 
@@ -62,7 +62,7 @@ pub(super) struct Transport {
     mem: Arc<GuestMemoryMmap>,
     kicks: Arc<[EventFd]>,
     notifier: Arc<Notifier>,
-    complaints: Complaints,
+    driver_log: DriverLog,
 }
 
 impl Transport {
@@ -77,7 +77,7 @@ impl Transport {
         let queues = queues
             .map(|&size| Queue::new(size))
             .collect::<Result<_, _>>()?;
-        let complaints = Complaints::new(device.name());
+        let driver_log = DriverLog::new(device.name());
         Ok(Self {
             device,
             device_features_select: 0,
@@ -92,7 +92,7 @@ impl Transport {
             mem,
             kicks,
             notifier,
-            complaints,
+            driver_log,
         })
     }
 
@@ -258,8 +258,8 @@ impl Transport {
             self.notifier.needs_reset();
             return;
         }
-        let complaints = self.complaints.clone();
-        self.handler = Some(self.device.handler(self.driver_features, complaints));
+        let driver_log = self.driver_log.clone();
+        self.handler = Some(self.device.handler(self.driver_features, driver_log));
         self.start_worker();
     }
 
@@ -302,7 +302,7 @@ impl Transport {
             .map_err(std::io::Error::other)
             .and_then(|queues| {
                 let service = Service::new(
-                    self.complaints.clone(),
+                    self.driver_log.clone(),
                     Arc::clone(&self.mem),
                     queues,
                     Arc::clone(&self.kicks),
@@ -314,7 +314,7 @@ impl Transport {
         match started {
             Ok(worker) => self.worker = Some(worker),
             Err(error) => {
-                self.complaints.log(format_args!("cannot start: {error}"));
+                self.driver_log.log(format_args!("cannot start: {error}"));
                 self.notifier.needs_reset();
             }
         }
@@ -339,7 +339,7 @@ impl Transport {
     }
 
     fn refuse(&mut self, what: std::fmt::Arguments<'_>) {
-        self.complaints.log(what);
+        self.driver_log.log(what);
     }
 }
 

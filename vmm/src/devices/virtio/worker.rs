@@ -11,7 +11,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::{Complaints, QueueHandler, Served};
+use super::device::{DriverLog, QueueHandler, Served};
 use super::notifier::Notifier;
 
 /// A running device: everything in `Service` is the thread's until the worker is stopped.
@@ -104,7 +104,7 @@ fn block_signals() {
 
 /// The queues of a device with what is needed to serve them.
 pub(super) struct Service {
-    pub(super) complaints: Complaints,
+    pub(super) driver_log: DriverLog,
     pub(super) mem: Arc<GuestMemoryMmap>,
     pub(super) queues: Vec<Queue>,
     pub(super) kicks: Arc<[EventFd]>,
@@ -116,7 +116,7 @@ pub(super) struct Service {
 
 impl Service {
     pub(super) fn new(
-        complaints: Complaints,
+        driver_log: DriverLog,
         mem: Arc<GuestMemoryMmap>,
         queues: Vec<Queue>,
         kicks: Arc<[EventFd]>,
@@ -124,7 +124,7 @@ impl Service {
         notifier: Arc<Notifier>,
     ) -> Self {
         Self {
-            complaints,
+            driver_log,
             mem,
             queues,
             kicks,
@@ -154,7 +154,7 @@ impl Service {
             return;
         }
         if let Err(error) = self.drain(index) {
-            self.complaints
+            self.driver_log
                 .log(format_args!("queue {index} needs a reset: {error}"));
             self.broken = true;
             self.notifier.needs_reset();
@@ -203,7 +203,7 @@ impl MutEventSubscriber for Service {
         let stop = stop.map(|stop| Events::with_data(&stop.event, u32::MAX, EventSet::IN));
         for events in kicks.chain(stop) {
             if let Err(error) = ops.add(events) {
-                self.complaints
+                self.driver_log
                     .log(format_args!("cannot wait for the driver: {error}"));
                 self.broken = true;
                 self.notifier.needs_reset();

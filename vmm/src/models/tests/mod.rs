@@ -12,7 +12,7 @@ fn table(text: &str) -> toml::Table {
 }
 
 fn layered(config: &str, model: &str) -> Config {
-    lay_over(table(config), table(model)).try_into().unwrap()
+    overlay(table(config), table(model)).try_into().unwrap()
 }
 
 #[test]

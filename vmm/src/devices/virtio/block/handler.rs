@@ -14,7 +14,7 @@ use vm_memory::{Address, Bytes, GuestMemoryMmap, Permissions};
 use super::image::Image;
 use super::{MAX_RANGE_SECTORS, MAX_RANGES, SECTOR_SIZE, SEG_MAX, SERIAL_LEN};
 use crate::devices::virtio::buffers::{ChainError, Request};
-use crate::devices::virtio::device::{Complaints, QueueHandler, Served};
+use crate::devices::virtio::device::{DriverLog, QueueHandler, Served};
 
 /// `struct virtio_blk_req` before its data (section 5.2.6): type, reserved, sector.
 const HEADER_LEN: usize = 16;
@@ -27,7 +27,7 @@ pub(super) struct Handler {
     serial: [u8; SERIAL_LEN],
     features: u64,
     request: Request,
-    complaints: Complaints,
+    driver_log: DriverLog,
 }
 
 /// Why a request is not done.
@@ -83,7 +83,7 @@ impl QueueHandler for Handler {
             Ok(address) => address,
             Err(error) => {
                 // There is no status byte to say it with.
-                self.complaints.log(format_args!("{error}"));
+                self.driver_log.log(format_args!("{error}"));
                 return Served::Done(0);
             }
         };
@@ -94,14 +94,14 @@ impl QueueHandler for Handler {
             Ok(()) => (VIRTIO_BLK_S_OK, written + 1),
             Err(Failure::Stopped) => return Served::Abandoned,
             Err(failure) => {
-                self.complaints.log(format_args!("{failure}"));
+                self.driver_log.log(format_args!("{failure}"));
                 (failure.status(), written)
             }
         };
         // A status is one byte, and a chain has less than 4 GiB: nothing is cut off.
         if mem.write_obj(status as u8, status_at).is_err() {
             let error = ChainError::NotInMemory(status_at.raw_value());
-            self.complaints.log(format_args!("{error}"));
+            self.driver_log.log(format_args!("{error}"));
             return Served::Done(0);
         }
         Served::Done(written as u32)
@@ -113,14 +113,14 @@ impl Handler {
         image: Arc<Image>,
         serial: [u8; SERIAL_LEN],
         features: u64,
-        complaints: Complaints,
+        driver_log: DriverLog,
     ) -> Self {
         Self {
             image,
             serial,
             features,
             request: Request::new(SEG_MAX as usize + 2),
-            complaints,
+            driver_log,
         }
     }
 

@@ -28,7 +28,7 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::device::{Complaints, QueueHandler, VirtioDevice};
+use super::device::{DriverLog, QueueHandler, VirtioDevice};
 use handler::Handler;
 use image::Image;
 
@@ -115,12 +115,12 @@ impl VirtioDevice for Block {
         }
     }
 
-    fn handler(&mut self, features: u64, complaints: Complaints) -> Box<dyn QueueHandler> {
+    fn handler(&mut self, features: u64, driver_log: DriverLog) -> Box<dyn QueueHandler> {
         Box::new(Handler::new(
             Arc::clone(&self.image),
             self.serial,
             features,
-            complaints,
+            driver_log,
         ))
     }
 }

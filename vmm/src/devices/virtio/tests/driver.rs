@@ -31,7 +31,7 @@ pub(super) const STATUS: u64 = 0x4100;
 pub(super) const DATA: u64 = 0x1_0000;
 
 const QUEUE_SIZE: u16 = 64;
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Descriptor flags.
 pub(super) const NEXT: u16 = 1;
@@ -248,7 +248,7 @@ impl Driver {
 pub(super) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(begin.elapsed() < TIMEOUT, "waited in vain for {what}");
         std::thread::sleep(Duration::from_micros(100));
     }
 }

@@ -9,7 +9,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::driver::*;
 use crate::devices::virtio::entropy::Entropy;
-use crate::devices::virtio::{Complaints, QueueHandler, Served, VirtioDevice};
+use crate::devices::virtio::{DriverLog, QueueHandler, Served, VirtioDevice};
 
 const LEN: u64 = 1 << 20;
 
@@ -39,7 +39,7 @@ impl VirtioDevice for Slow {
 
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
-    fn handler(&mut self, _features: u64, _complaints: Complaints) -> Box<dyn QueueHandler> {
+    fn handler(&mut self, _features: u64, _complaints: DriverLog) -> Box<dyn QueueHandler> {
         Box::new(self.clone())
     }
 }

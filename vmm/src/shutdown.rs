@@ -1,4 +1,4 @@
-//! How a guest ended, and how that is made known.
+//! Why a guest does not run any more, and the channel that reports it.
 
 use std::io;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::fault::Fault;
 
-/// How a guest ended.
+/// Why a guest does not run any more.
 #[derive(Debug)]
-pub enum Ending {
+pub enum ShutdownReason {
     /// It switched itself off.
     PowerOff,
     /// It reset itself.
@@ -21,41 +21,41 @@ pub enum Ending {
     Fault(Box<Fault>),
 }
 
-/// Where the guest's ending is reported: by any vCPU or device, any number of times; the first counts.
+/// Reports that the guest shuts down: any vCPU or device may send, any number of times; the first reason counts.
 #[derive(Clone)]
-pub struct EndingSender {
-    endings: Sender<Ending>,
+pub struct ShutdownSender {
+    reasons: Sender<ShutdownReason>,
     event: Arc<EventFd>,
 }
 
-/// Where the ending is learnt.
-pub(crate) struct EndingReceiver {
-    pub(crate) endings: Receiver<Ending>,
+/// Receives the reason of the shutdown.
+pub(crate) struct ShutdownReceiver {
+    pub(crate) reasons: Receiver<ShutdownReason>,
     pub(crate) event: Arc<EventFd>,
 }
 
 /// The two ends.
-pub(crate) fn endings() -> io::Result<(EndingSender, EndingReceiver)> {
+pub(crate) fn shutdown_channel() -> io::Result<(ShutdownSender, ShutdownReceiver)> {
     let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
     let (sender, receiver) = channel();
-    let sending = EndingSender {
-        endings: sender,
+    let sending = ShutdownSender {
+        reasons: sender,
         event: event.clone(),
     };
     Ok((
         sending,
-        EndingReceiver {
-            endings: receiver,
+        ShutdownReceiver {
+            reasons: receiver,
             event,
         },
     ))
 }
 
-impl EndingSender {
+impl ShutdownSender {
     /// Reports how the guest ended. Does not block, and may come from a vCPU thread.
-    pub fn send(&self, ending: Ending) {
+    pub fn send(&self, reason: ShutdownReason) {
         // With the receiver gone the VM is gone, and nobody needs to know any more.
-        if self.endings.send(ending).is_ok() {
+        if self.reasons.send(reason).is_ok() {
             // Full only at 2^64 - 2 unread events, and then the receiver is awake anyway.
             let _ = self.event.write(1);
         }

@@ -15,7 +15,7 @@ pub(crate) struct Cell {
 }
 
 /// Stands for the default among rule numbers.
-const NOBODY: u32 = u32::MAX;
+const DEFAULT: u32 = u32::MAX;
 
 impl Cell {
     /// The number of the rule that decides `access` (one kind), or `None` for the default.
@@ -25,7 +25,7 @@ impl Cell {
         } else {
             self.write
         };
-        (owner != NOBODY).then_some(owner as usize)
+        (owner != DEFAULT).then_some(owner as usize)
     }
 }
 
@@ -33,7 +33,7 @@ impl Cell {
 ///
 /// O(n log n) in the number of rules: the rules' edges are sorted once, and then each rule in turn
 /// takes the cells within its range that nobody has yet, skipping taken ones by a union-find.
-pub(crate) fn paint(spec: &FilterSpec) -> Vec<Cell> {
+pub(crate) fn resolve(spec: &FilterSpec) -> Vec<Cell> {
     let rules = &spec.rules;
     assert!(
         rules.len() < 1 << 31,
@@ -50,7 +50,7 @@ pub(crate) fn paint(spec: &FilterSpec) -> Vec<Cell> {
 
     // The first index of each cell, and for each rule its first cell and the one past its last.
     let mut firsts = vec![0u32];
-    let mut bounds = vec![[0u32, NOBODY]; rules.len()];
+    let mut bounds = vec![[0u32, DEFAULT]; rules.len()];
     for edge in edges {
         let index = (edge >> 32) as u32;
         if firsts.last() != Some(&index) {
@@ -88,7 +88,7 @@ struct Layer {
 impl Layer {
     fn new(cells: usize) -> Self {
         Self {
-            owners: vec![NOBODY; cells],
+            owners: vec![DEFAULT; cells],
             next: (0..=cells as u32).collect(),
         }
     }

@@ -10,12 +10,12 @@ use crate::{
 };
 
 /// A topology, and a clock moved by hand.
-pub(super) struct Rig {
+pub(super) struct Fixture {
     pub(super) clock: Arc<FakeClock>,
     pub(super) context: DeviceContext,
 }
 
-impl Rig {
+impl Fixture {
     pub(super) fn new(cpu: CpuIdentity, topology: Topology) -> Self {
         let clock = Arc::new(FakeClock::default());
         let context = DeviceContext {

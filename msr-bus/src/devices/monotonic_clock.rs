@@ -12,7 +12,7 @@ use crate::{CpuClock, DeviceContext, RestoreError, VcpuId};
 ///
 /// Whatever the clock beneath does, no reading is smaller than one that was finished before it began.
 /// Nanoseconds in 64 bits last for 584 years and saturate then.
-pub(super) struct SteadyClock {
+pub(super) struct MonotonicClock {
     clock: Arc<dyn CpuClock>,
     now: Reading,
     cpus: Box<[Reading]>,
@@ -63,7 +63,7 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-impl SteadyClock {
+impl MonotonicClock {
     /// The context's clock, for each of its vCPUs.
     pub(super) fn new(context: &DeviceContext) -> Self {
         let clock = Arc::clone(&context.clock);
@@ -134,8 +134,8 @@ mod tests {
     use crate::testing::FakeClock;
     use proptest::prelude::*;
 
-    fn on(clock: &Arc<FakeClock>) -> SteadyClock {
-        SteadyClock::new(&DeviceContext {
+    fn on(clock: &Arc<FakeClock>) -> MonotonicClock {
+        MonotonicClock::new(&DeviceContext {
             clock: clock.clone(),
             ..crate::testing::context(Topology::flat(1))
         })
@@ -148,16 +148,16 @@ mod tests {
 
     #[test]
     fn it_counts_from_zero_whatever_the_clock_shows_at_first() {
-        let clock = Arc::new(FakeClock::default());
-        set(&clock, Duration::from_secs(1000), Duration::from_secs(100));
-        let steady = on(&clock);
-        assert_eq!((steady.now(), steady.cpu_time(0)), (0, 0));
-        set(&clock, Duration::from_secs(1003), Duration::from_secs(102));
+        let source = Arc::new(FakeClock::default());
+        set(&source, Duration::from_secs(1000), Duration::from_secs(100));
+        let clock = on(&source);
+        assert_eq!((clock.now(), clock.cpu_time(0)), (0, 0));
+        set(&source, Duration::from_secs(1003), Duration::from_secs(102));
         assert_eq!(
-            (steady.now(), steady.cpu_time(0)),
+            (clock.now(), clock.cpu_time(0)),
             (3_000_000_000, 2_000_000_000)
         );
-        assert_eq!(steady.cpu_time(7), 0);
+        assert_eq!(clock.cpu_time(7), 0);
     }
 
     #[test]
@@ -179,13 +179,13 @@ mod tests {
     proptest! {
         #[test]
         fn no_clock_makes_it_run_backwards(times in prop::collection::vec(any::<(u64, u32)>(), 1..50)) {
-            let clock = Arc::new(FakeClock::default());
-            let steady = on(&clock);
+            let source = Arc::new(FakeClock::default());
+            let clock = on(&source);
             let mut last = (0, 0);
             for (secs, nanos) in times {
                 let time = Duration::new(secs >> 1, nanos);
-                set(&clock, time, time);
-                let next = (steady.now(), steady.cpu_time(0));
+                set(&source, time, time);
+                let next = (clock.now(), clock.cpu_time(0));
                 prop_assert!(next.0 >= last.0 && next.1 >= last.1);
                 last = next;
             }

@@ -8,11 +8,11 @@ use toml::{Table, Value};
 /// filter rules with the configuration's first, because the first that matches decides; devices and features with the
 /// model's first. A device of the same name and type as one of the model's (the name is the type unless given) is
 /// that device, with the configuration's keys laid over the model's.
-pub fn lay_over(config: Table, model: Table) -> Table {
-    lay_table("", config, model)
+pub fn overlay(config: Table, model: Table) -> Table {
+    overlay_table("", config, model)
 }
 
-fn lay_table(path: &str, over: Table, mut under: Table) -> Table {
+fn overlay_table(path: &str, over: Table, mut under: Table) -> Table {
     for (key, value) in over {
         let below = under.remove(&key);
         let path = if path.is_empty() {
@@ -22,10 +22,10 @@ fn lay_table(path: &str, over: Table, mut under: Table) -> Table {
         };
         let value = match (path.as_str(), below, value) {
             (path, Some(Value::Table(below)), Value::Table(value)) => {
-                Value::Table(lay_table(path, value, below))
+                Value::Table(overlay_table(path, value, below))
             }
             ("msr.device", Some(Value::Array(below)), Value::Array(devices)) => {
-                Value::Array(lay_devices(devices, below))
+                Value::Array(overlay_devices(devices, below))
             }
             ("msr.filter.rule", Some(Value::Array(below)), Value::Array(mut rules)) => {
                 rules.extend(below);
@@ -42,7 +42,7 @@ fn lay_table(path: &str, over: Table, mut under: Table) -> Table {
     under
 }
 
-fn lay_devices(devices: Vec<Value>, mut under: Vec<Value>) -> Vec<Value> {
+fn overlay_devices(devices: Vec<Value>, mut under: Vec<Value>) -> Vec<Value> {
     for device in devices {
         let same = under
             .iter_mut()

@@ -9,7 +9,7 @@ use crate::internal_error::InternalError;
 /// How a tiny guest ended other than by HLT with the right result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Ending {
+pub enum TrialError {
     /// It halted with another result than it should: KVM or the CPU executes it wrongly.
     WrongResult {
         /// What RAX should hold.
@@ -42,7 +42,7 @@ pub enum Ending {
     NotTried,
 }
 
-impl fmt::Display for Ending {
+impl fmt::Display for TrialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WrongResult { expected, found } => {
@@ -65,12 +65,14 @@ impl fmt::Display for Ending {
 }
 
 /// What was the matter with the exit that `vcpu` has just returned with, given by what of it can be kept.
-pub(super) fn of_exit(exit: Exit, vcpu: &mut VcpuFd) -> Ending {
+pub(super) fn of_exit(exit: Exit, vcpu: &mut VcpuFd) -> TrialError {
     match exit {
-        Exit::InternalError => Ending::InternalError(InternalError::from_run(vcpu.get_kvm_run())),
-        Exit::FailEntry(reason) => Ending::FailEntry(reason),
-        Exit::Shutdown => Ending::Shutdown,
-        Exit::Other(name) => Ending::Unexpected(name),
+        Exit::InternalError => {
+            TrialError::InternalError(InternalError::from_run(vcpu.get_kvm_run()))
+        }
+        Exit::FailEntry(reason) => TrialError::FailEntry(reason),
+        Exit::Shutdown => TrialError::Shutdown,
+        Exit::Other(name) => TrialError::Unexpected(name),
     }
 }
 
