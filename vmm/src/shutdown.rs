@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -24,7 +24,7 @@ pub enum ShutdownReason {
 /// Reports that the guest shuts down: any vCPU or device may send, any number of times; the first reason counts.
 #[derive(Clone)]
 pub struct ShutdownSender {
-    reasons: Sender<ShutdownReason>,
+    reasons: SyncSender<ShutdownReason>,
     event: Arc<EventFd>,
 }
 
@@ -37,7 +37,8 @@ pub(crate) struct ShutdownReceiver {
 /// The two ends.
 pub(crate) fn shutdown_channel() -> io::Result<(ShutdownSender, ShutdownReceiver)> {
     let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-    let (sender, receiver) = channel();
+    // Room for the first reason alone: a guest may go on asking for a reset until somebody waits.
+    let (sender, receiver) = sync_channel(1);
     let sending = ShutdownSender {
         reasons: sender,
         event: event.clone(),
@@ -54,10 +55,29 @@ pub(crate) fn shutdown_channel() -> io::Result<(ShutdownSender, ShutdownReceiver
 impl ShutdownSender {
     /// Reports how the guest ended. Does not block, and may come from a vCPU thread.
     pub fn send(&self, reason: ShutdownReason) {
-        // With the receiver gone the VM is gone, and nobody needs to know any more.
-        if self.reasons.send(reason).is_ok() {
+        // With a reason there already this one does not count. With the receiver gone the VM is gone, and
+        // nobody needs to know any more.
+        if self.reasons.try_send(reason).is_ok() {
             // Full only at 2^64 - 2 unread events, and then the receiver is awake anyway.
             let _ = self.event.write(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_reason_is_kept_and_no_other() {
+        let (sender, receiver) = shutdown_channel().unwrap();
+        sender.send(ShutdownReason::PowerOff);
+        for _ in 0..1000 {
+            sender.clone().send(ShutdownReason::Reset);
+        }
+        assert_eq!(receiver.event.read().unwrap(), 1);
+        let first = receiver.reasons.try_recv();
+        assert!(matches!(first, Ok(ShutdownReason::PowerOff)));
+        assert!(receiver.reasons.try_recv().is_err());
     }
 }

@@ -48,6 +48,9 @@ const IA32_BIOS_UPDT_TRIG: u32 = 0x79;
 const IA32_BIOS_SIGN_ID: u32 = 0x8b;
 const PATCH_LOADER: u32 = 0xc001_0020;
 
+/// The size of the pages of guest memory, in bytes.
+const PAGE: u32 = 4096;
+
 /// The keys of a `[[msr.device]]` with `type = "microcode"`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -137,6 +140,9 @@ enum Refusal {
     /// The list of further processors it is for is damaged.
     #[error("its extended signature table is damaged")]
     SignatureTable,
+    /// The list of further processors is longer than any real one.
+    #[error("its extended signature table has {0} entries, and at most 339 are looked at")]
+    TooManySignatures(u32),
     /// It is made for another processor.
     #[error("it is for another processor, {0:#x}")]
     Processor(u32),
@@ -341,13 +347,19 @@ struct State {
 }
 
 /// The sum of the 32-bit words in `len` bytes (a multiple of 4) of guest memory at `address`, modulo 2^32.
+///
+/// Each page costs its own translation of a linear address, so the pieces that are read end where pages do.
 fn sum(cpu: &dyn VcpuContext, address: u64, len: u32) -> Result<u32, GuestMemoryError> {
-    let mut chunk = [0; 4096];
+    let mut chunk = [0; PAGE as usize];
     let mut total = 0u32;
     let mut done = 0;
     while done < len {
-        let here = &mut chunk[..(len - done).min(4096) as usize];
-        cpu.read_guest(offset(address, done)?, here)?;
+        let at = offset(address, done)?;
+        let in_page = PAGE - (at % u64::from(PAGE)) as u32;
+        // A word that lies in two pages is read with the first.
+        let piece = (len - done).min(in_page.next_multiple_of(4));
+        let here = &mut chunk[..piece as usize];
+        cpu.read_guest(at, here)?;
         total = total.wrapping_add(sum_words(here));
         done += here.len() as u32;
     }

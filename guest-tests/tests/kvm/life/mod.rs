@@ -6,6 +6,7 @@ use libtest_mimic::{Failed, Trial};
 
 mod console;
 mod faults;
+mod hostile;
 mod library;
 mod power_button;
 mod soak;
@@ -16,6 +17,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     [
         console::trials(),
         faults::trials(),
+        hostile::trials(),
         library::trials(),
         power_button::trials(),
         soak::trials(),

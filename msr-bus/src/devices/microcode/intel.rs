@@ -18,6 +18,10 @@ const GRANULE: u32 = 1024;
 const MAX_TOTAL: u32 = 4 << 20;
 const TABLE_HEADER: u32 = 20;
 const TABLE_ENTRY: u32 = 12;
+/// The most entries of an extended signature table: as many as fit into a page with its header. The format
+/// names no limit; an entry is a stepping and platform of processors that share one update.
+const MAX_ENTRIES: u32 = 339;
+const MAX_TABLE: usize = (TABLE_HEADER + MAX_ENTRIES * TABLE_ENTRY) as usize;
 
 /// Which Intel processor updates are loaded into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,24 +121,26 @@ fn table_fits(
     main: Target,
     processor: Processor,
 ) -> Result<bool, Refusal> {
-    let mut header = [0; TABLE_HEADER as usize];
-    if len < TABLE_HEADER {
-        return Err(Refusal::SignatureTable);
+    let entries = len
+        .checked_sub(TABLE_HEADER)
+        .ok_or(Refusal::SignatureTable)?;
+    if entries > MAX_ENTRIES * TABLE_ENTRY {
+        return Err(Refusal::TooManySignatures(entries / TABLE_ENTRY));
     }
-    cpu.read_guest(table, &mut header)?;
-    let count = u32_at(&header, 0);
-    let entries = len - TABLE_HEADER;
-    if count.checked_mul(TABLE_ENTRY) != Some(entries) || sum(cpu, table, len)? != 0 {
+    // One copy, so that the entries looked at are those that were summed up.
+    let mut copy = [0; MAX_TABLE];
+    let copy = &mut copy[..len as usize];
+    cpu.read_guest(table, copy)?;
+    let count = u32_at(copy, 0);
+    if count.checked_mul(TABLE_ENTRY) != Some(entries) || sum_words(copy) != 0 {
         return Err(Refusal::SignatureTable);
     }
     let mut fits = false;
-    for i in 0..count {
-        let mut entry = [0; TABLE_ENTRY as usize];
-        cpu.read_guest(offset(table, TABLE_HEADER + i * TABLE_ENTRY)?, &mut entry)?;
+    for entry in copy[TABLE_HEADER as usize..].chunks_exact(TABLE_ENTRY as usize) {
         let target = Target {
-            signature: u32_at(&entry, 0),
-            flags: u32_at(&entry, 4),
-            checksum: u32_at(&entry, 8),
+            signature: u32_at(entry, 0),
+            flags: u32_at(entry, 4),
+            checksum: u32_at(entry, 8),
         };
         // Put in the header's place it must leave the update's sum as it is.
         if target.sum() != main.sum() {

@@ -1,10 +1,12 @@
 //! The builders below follow the formats' definitions, not the code under test.
 
+use std::cell::Cell;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{FakeVcpu, ICE_LAKE, ZEN_3, context, context_of};
-use crate::{ExitReason, Topology, VcpuId};
+use crate::{CpuLocation, ExitReason, KernelMsrError, Topology, VcpuId};
 
 const HYPERTHREADED: Topology = Topology {
     packages: 1,
@@ -592,6 +594,84 @@ fn a_state_of_another_topology_or_version_is_refused() {
         device.restore(&newer),
         Err(RestoreError::Version { found: 2, .. })
     ));
+}
+
+/// A vCPU that counts how many pages are translated to read its memory.
+struct Counting {
+    vcpu: FakeVcpu,
+    pages: Cell<u64>,
+}
+
+impl VcpuContext for Counting {
+    fn id(&self) -> VcpuId {
+        self.vcpu.id()
+    }
+
+    fn location(&self) -> CpuLocation {
+        self.vcpu.location()
+    }
+
+    fn read_guest(&self, address: u64, buf: &mut [u8]) -> Result<(), GuestMemoryError> {
+        let last = address + buf.len() as u64 - 1;
+        self.pages
+            .set(self.pages.get() + last / 4096 - address / 4096 + 1);
+        self.vcpu.read_guest(address, buf)
+    }
+
+    fn kernel_msr(&self, index: u32) -> Result<u64, KernelMsrError> {
+        self.vcpu.kernel_msr(index)
+    }
+
+    fn set_kernel_msr(&self, index: u32, value: u64) -> Result<(), KernelMsrError> {
+        self.vcpu.set_kernel_msr(index, value)
+    }
+
+    fn tsc(&self) -> u64 {
+        self.vcpu.tsc()
+    }
+}
+
+#[test]
+fn no_update_has_more_pages_read_than_four_mebibytes_have() {
+    // A multiple of 1024 with a whole number of entries next to 4 bytes of data.
+    const TOTAL: u32 = 1365 * 3 * 1024;
+    let largest = |data_size| Intel {
+        data_size,
+        total_size: TOTAL,
+        ..Intel::new(5)
+    };
+    let table = |entries: u32| Intel {
+        table: vec![(0x606a5, 1); entries as usize],
+        ..largest(TOTAL - 48 - 20 - 12 * entries)
+    };
+    for (what, update, revision) in [
+        ("data alone", largest(TOTAL - 48), 5),
+        ("the longest table", table(339), 5),
+        ("one entry too many", table(340), 3),
+        ("a table alone", table((TOTAL - 48 - 4 - 20) / 12), 3),
+    ] {
+        for misaligned in 0..4 {
+            let machine = Machine::intel(3);
+            let mut vcpu = machine.vcpu(0);
+            vcpu.memory.insert(AT + misaligned, update.bytes());
+            let cpu = Counting {
+                vcpu,
+                pages: Cell::new(0),
+            };
+            let access = MsrAccess {
+                index: 0x79,
+                reason: ExitReason::Filter,
+                cpu: &cpu,
+            };
+            let written = machine.device.write(&access, AT + misaligned + 48);
+            assert_eq!(written, Ok(()), "{what}");
+            assert_eq!(machine.revision(0), revision, "{what}");
+            // Pieces that are not aligned to words lie in two pages each.
+            let each = if misaligned == 0 { 1 } else { 2 };
+            let pages = cpu.pages.get();
+            assert!(pages <= each * 1024 + 4, "{what}: {pages} pages");
+        }
+    }
 }
 
 proptest! {
