@@ -18,7 +18,7 @@ use guest_tests::micro::{KERNEL_ADDRESS, write_kernel};
 use guest_tests::{assets, backend};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, al, ax, dx};
-use vmm::{BootEvent, layout};
+use msr_vmm::{BootEvent, layout};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         vec![]
     };
     if !backend::in_outer_vm()
-        && vmm::check::probe().can_run_micro_guests()
+        && msr_kvm::check::probe().can_run_micro_guests()
         && let Err(error) = tiny(if bench { 25 } else { 1 })
     {
         eprintln!("boot: {error}");
@@ -131,7 +131,9 @@ fn linux(rounds: usize) -> Outcome<()> {
 
 /// The ELF file inside Debian's kernel image.
 fn vmlinux() -> Outcome<Vec<u8>> {
-    Ok(vmm::boot::unpack(&fs::read(assets::kernel()?.image())?)?)
+    Ok(msr_vmm::boot::unpack(&fs::read(
+        assets::kernel()?.image(),
+    )?)?)
 }
 
 /// The kernel with its first instructions replaced by ones that switch off.

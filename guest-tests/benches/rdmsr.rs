@@ -18,9 +18,9 @@ use iced_x86::code_asm::{CodeAssembler, ecx};
 use kvm_ioctls::{MsrExitReason, VcpuExit};
 use msr_bus::{GeneralProtection, MsrAccess, MsrDevice, MsrRange};
 use msr_filter::{Access, FilterSpec, Rule, Verdict};
+use msr_vmm::config::MemorySize;
+use msr_vmm::{Config, RunningVm, Vm};
 use vm_memory::{Bytes, GuestAddress};
-use vmm::config::MemorySize;
-use vmm::{Config, RunningVm, Vm};
 
 const MSR: u32 = 0x611;
 const VALUE: u64 = 0x1234_5678_9abc_def0;

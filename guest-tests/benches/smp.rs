@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     } else {
         vec![]
     };
-    if !vmm::check::probe().can_run_micro_guests()
+    if !msr_kvm::check::probe().can_run_micro_guests()
         && let Some(status) = backend::run_elsewhere(&passed_on, assets::pack)
     {
         return status;

@@ -150,7 +150,7 @@ pub fn msr_vmm() -> Result<PathBuf, AssetError> {
     executable("msr-vmm")
 }
 
-/// An example of the `vmm` crate, which `cargo build --workspace --examples` builds.
+/// An example of the `msr-vmm` package, which `cargo build --workspace --examples` builds.
 pub fn example(name: &str) -> Result<PathBuf, AssetError> {
     executable(&format!("examples/{name}"))
 }
@@ -297,7 +297,7 @@ fn unpacked(image: &Path) -> Result<PathBuf, AssetError> {
         return Ok(elf);
     }
     let bytes = fs::read(image).map_err(|error| failed(&error))?;
-    let bytes = vmm::boot::unpack(&bytes).map_err(|error| failed(&error))?;
+    let bytes = msr_vmm::boot::unpack(&bytes).map_err(|error| failed(&error))?;
     // Under its name only when it is whole: another test run may look for it now.
     let partial = image.with_extension(format!("elf.{}", std::process::id()));
     fs::write(&partial, bytes)

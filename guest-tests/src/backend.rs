@@ -160,6 +160,6 @@ pub fn harness_arguments(given: impl IntoIterator<Item = String>) -> Vec<String>
 
 /// Whether the host's KVM can boot Linux; the first thing that is missing otherwise.
 fn host_runs_linux() -> Result<(), String> {
-    let missing = vmm::check::probe().missing_for_linux();
+    let missing = msr_kvm::check::probe().missing_for_linux();
     missing.into_iter().next().map_or(Ok(()), Err)
 }

@@ -76,7 +76,7 @@ pub enum Ended {
 
 /// Tells the VMM that init runs, for `msr-vmm run --boot-timing`; lost where nobody asked for it.
 pub fn stop_boot_timer() -> io::Result<()> {
-    const PORT: u16 = vmm::layout::BOOT_TIMER;
+    const PORT: u16 = msr_vmm::layout::BOOT_TIMER;
     // SAFETY: it gives this thread the one port, which belongs to the VMM.
     if unsafe { libc::ioperm(PORT.into(), 1, 1) } < 0 {
         return Err(io::Error::last_os_error());

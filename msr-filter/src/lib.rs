@@ -25,10 +25,11 @@
 //!   much; [`FilterSpec::warnings`] tells what is probably a mistake.
 //! - [`MsrFilter`] is what KVM gets. It can be combined with others, compared, explained and turned back
 //!   into rules, and only filters that KVM accepts can be made.
-//! - With the feature `kvm`, `MsrFilter::install` sets it on a VM, `MsrFilter::to_kvm` and
-//!   `MsrFilter::from_kvm` convert it to and from the kernel's struct.
+//! - With the feature `kvm`, `MsrFilter::to_kvm` and `MsrFilter::from_kvm` convert it to and from the kernel's
+//!   struct, for users of any ioctl crate; with `install`, `MsrFilter::install` sets it on the `VmFd` of
+//!   kvm-ioctls.
 //!
-//! Without the features `kvm` and `std` the crate needs `alloc` only.
+//! Without the features `kvm`, `install` and `std` the crate needs `alloc` only.
 #![no_std]
 
 extern crate alloc;
@@ -46,6 +47,8 @@ mod filter;
 mod filter_serde;
 #[cfg(feature = "serde")]
 mod firecracker;
+#[cfg(feature = "install")]
+mod install;
 #[cfg(feature = "kvm")]
 mod kvm;
 mod list;
@@ -66,8 +69,10 @@ pub use explain::DecidedBy;
 pub use filter::{FilterError, FilterRange, MsrFilter};
 #[cfg(feature = "serde")]
 pub use firecracker::{CpuTemplate, MsrModifier};
+#[cfg(feature = "install")]
+pub use install::InstallError;
 #[cfg(feature = "kvm")]
-pub use kvm::{FromKvmError, InstallError, KvmFilter};
+pub use kvm::{FromKvmError, KvmFilter};
 pub use list::{MsrList, ParseListError};
 pub use parse::{ParseAccessError, ParseRangeError, ParseVerdictError};
 pub use range::{EmptyRange, MsrRange};

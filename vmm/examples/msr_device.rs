@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msr_bus::{GeneralProtection, MsrAccess, MsrDevice, MsrRange};
-use vmm::{Config, ShutdownReason, Vm};
+use msr_vmm::{Config, ShutdownReason, Vm};
 
 /// An index that no processor has.
 const COUNT: u32 = 0x3f00;

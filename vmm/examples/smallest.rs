@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::io;
 
-use vmm::{Config, ShutdownReason, Vm};
+use msr_vmm::{Config, ShutdownReason, Vm};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);

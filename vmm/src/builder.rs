@@ -8,7 +8,6 @@ use msr_bus::{DeviceContext, MsrDevice, MsrObserver, Topology, VcpuId};
 
 use crate::acpi::{self, AcpiConfig};
 use crate::boot::{self, Loading};
-use crate::clock::HostClock;
 use crate::config::{Config, ConfigError};
 use crate::control::Control;
 use crate::cpu::msrs;
@@ -17,11 +16,12 @@ use crate::cpu::{Cpuid, HostCpu};
 use crate::devices::virtio;
 use crate::machine::{Machine, create_interrupt_controllers, virtio_devices};
 use crate::memory;
-use crate::msr::{MsrPlan, VcpuView};
 use crate::shutdown::shutdown_channel;
 use crate::timing::{BootEvent, BootTiming};
 use crate::vcpu::Vcpu;
 use crate::vm::{Vm, VmError};
+use msr_kvm::HostClock;
+use msr_kvm::{MsrPlan, VcpuView};
 
 /// Collects what a VM is made of, beyond its configuration.
 pub struct VmBuilder {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::cpu::CpuModel;
 use crate::devices::virtio::block::DiskConfig;
 use crate::models::{self, ModelError, ModelName};
-use crate::msr::{MsrConfig, is_built_in_profile};
+use msr_kvm::{MsrConfig, is_built_in_profile};
 
 /// Everything `msr-vmm run` takes. `--config` reads it from a file, and `--print-config` prints it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use kvm_ioctls::VcpuFd;
 use msr_bus::VcpuId;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::internal_error::InternalError;
+use msr_kvm::InternalError;
 
 /// Why a vCPU cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! ```no_run
 //! use std::time::Duration;
 //!
-//! use vmm::{Config, ShutdownReason, Vm};
+//! use msr_vmm::{Config, ShutdownReason, Vm};
 //!
 //! let mut config = Config::default();
 //! config.vm.kernel = Some("vmlinuz".into());
@@ -30,7 +30,7 @@
 //!     ShutdownReason::Stopped => println!("stopped"),
 //!     ShutdownReason::Fault(fault) => eprintln!("{fault}"),
 //! }
-//! # Ok::<(), vmm::VmError>(())
+//! # Ok::<(), msr_vmm::VmError>(())
 //! ```
 //!
 //! `examples/` has the smallest VM and one with an MSR device of its own.
@@ -38,20 +38,17 @@
 pub mod acpi;
 pub mod boot;
 mod builder;
-pub mod check;
+#[cfg(feature = "cli")]
 pub mod cli;
-mod clock;
 pub mod config;
 mod control;
 pub mod cpu;
 pub mod devices;
 mod fault;
-mod internal_error;
 pub mod layout;
 mod machine;
 pub mod memory;
 pub mod models;
-pub mod msr;
 mod running;
 mod shutdown;
 mod timing;
@@ -61,7 +58,6 @@ mod vm;
 pub use builder::VmBuilder;
 pub use config::Config;
 pub use fault::{Fault, FaultReason};
-pub use internal_error::InternalError;
 pub use running::RunningVm;
 pub use shutdown::{ShutdownReason, ShutdownSender};
 pub use timing::{BootEvent, BootTiming};

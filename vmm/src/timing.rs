@@ -82,7 +82,7 @@ impl BootEvent {
 /// Prints as a table, in the order in which things happened.
 ///
 /// ```
-/// use vmm::{BootTiming, BootEvent};
+/// use msr_vmm::{BootTiming, BootEvent};
 ///
 /// let timing = BootTiming::since_exec();
 /// timing.mark(BootEvent::Main);

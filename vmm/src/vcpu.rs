@@ -12,9 +12,9 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::control::{Command, Control, Kickable};
 use crate::fault::{Fault, FaultReason};
-use crate::internal_error::InternalError;
-use crate::msr::{MsrExit, VcpuView, complete};
 use crate::shutdown::{ShutdownReason, ShutdownSender};
+use msr_kvm::InternalError;
+use msr_kvm::{MsrExit, VcpuView, complete};
 
 /// What reads of ports and addresses that no device answers give.
 const OPEN_BUS: u8 = 0xff;

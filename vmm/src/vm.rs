@@ -9,7 +9,6 @@ use crate::acpi::AcpiError;
 use crate::boot::BootError;
 use crate::boot::registers::RegistersError;
 use crate::builder::VmBuilder;
-use crate::clock::HostClock;
 use crate::config::{Config, ConfigError};
 use crate::control::Control;
 use crate::cpu::msrs::BootMsrsError;
@@ -18,11 +17,12 @@ use crate::devices::virtio::AttachError;
 use crate::devices::virtio::block::DiskError;
 use crate::machine::Machine;
 use crate::memory::MemoryError;
-use crate::msr::{MsrPlan, PlanError};
 use crate::running::RunningVm;
 use crate::shutdown::{ShutdownReceiver, ShutdownSender};
 use crate::timing::BootTiming;
 use crate::vcpu::Vcpu;
+use msr_kvm::HostClock;
+use msr_kvm::{MsrPlan, PlanError};
 
 /// Why a VM cannot be built.
 #[derive(Debug, thiserror::Error)]

@@ -35,10 +35,10 @@ impl TinyKernel {
 
     /// Switches the machine off by ACPI S5.
     pub fn power_off(&mut self) -> Result<&mut Self, IcedError> {
-        self.0.mov(dx, u32::from(vmm::layout::PM1A_CONTROL))?;
+        self.0.mov(dx, u32::from(msr_vmm::layout::PM1A_CONTROL))?;
         self.0.mov(
             ax,
-            1 << 13 | u32::from(vmm::layout::ACPI_S5_SLEEP_TYPE) << 10,
+            1 << 13 | u32::from(msr_vmm::layout::ACPI_S5_SLEEP_TYPE) << 10,
         )?;
         self.0.out(dx, ax)?;
         self.spin()

@@ -6,8 +6,8 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_userspace_memory_r
 use kvm_ioctls::{Cap, Kvm, MsrExitReason, VmFd};
 use msr_bus::{MsrBus, Topology, VcpuId};
 use msr_filter::MsrFilter;
+use msr_kvm::VcpuView;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm::msr::VcpuView;
 
 use super::code::AccessLoop;
 use super::error::{MicroError, kvm};
@@ -79,7 +79,7 @@ impl Builder {
     pub fn build(self) -> Result<MicroVm, MicroError> {
         let host = Kvm::new().map_err(kvm("opening /dev/kvm"))?;
         let vm = host.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
-        vm.set_tss_address(vmm::layout::KVM_TSS as usize)
+        vm.set_tss_address(msr_vmm::layout::KVM_TSS as usize)
             .map_err(kvm("KVM_SET_TSS_ADDR"))?;
         let code = AccessLoop::assemble(self.mode, memory::CODE)?;
         let guest_memory =

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use kvm_bindings::{Msrs, kvm_regs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use msr_bus::{CpuLocation, GeneralProtection, MsrBus};
+use msr_kvm::{MsrExit, VcpuView, complete};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm::msr::{MsrExit, VcpuView, complete};
 
 use super::code::DONE_PORT;
 use super::error::{MicroError, kvm};

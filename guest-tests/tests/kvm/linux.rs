@@ -219,7 +219,10 @@ fn unclaimed_msrs_are_ignored() -> Result<(), Failed> {
 fn the_elf_boots() -> Result<(), Failed> {
     let kernel = assets::kernel()?;
     let folder = Folder::new()?;
-    let elf = folder.file("vmlinux", vmm::boot::unpack(&fs::read(kernel.image())?)?)?;
+    let elf = folder.file(
+        "vmlinux",
+        msr_vmm::boot::unpack(&fs::read(kernel.image())?)?,
+    )?;
     let plan = Plan::new([Step::KernelRelease]);
     let by_bzimage = Guest::new("", plan.clone())?.run()?;
     expect_status(&by_bzimage, 0)?;
@@ -237,7 +240,10 @@ fn the_elf_boots() -> Result<(), Failed> {
 fn no_initrd() -> Result<(), Failed> {
     let kernel = assets::kernel()?;
     let folder = Folder::new()?;
-    let elf = folder.file("vmlinux", vmm::boot::unpack(&fs::read(kernel.image())?)?)?;
+    let elf = folder.file(
+        "vmlinux",
+        msr_vmm::boot::unpack(&fs::read(kernel.image())?)?,
+    )?;
     for image in [kernel.image(), &elf] {
         let mut guest = Guest::without_initrd(image)?.start()?;
         guest.wait_for("VFS: Unable to mount root fs")?;

@@ -241,7 +241,7 @@ fn expect_cpus(shape: &Shape, report: &Report) -> Result<(), Failed> {
 fn expect_memory(shape: &Shape, report: &Report) -> Result<(), Failed> {
     let text = report.text(3).unwrap_or_default();
     let total = cpuinfo(&text.replace(" kB", ""), "MemTotal");
-    let size: vmm::config::MemorySize = shape.memory.parse()?;
+    let size: msr_vmm::config::MemorySize = shape.memory.parse()?;
     let kib = u32::try_from(size.0 >> 10)?;
     match total.as_slice() {
         [total] if (kib / 5 * 4..kib).contains(total) => Ok(()),

@@ -1,5 +1,5 @@
-//! The `msr-vmm` command: see `vmm::cli`.
+//! The `msr-vmm` command: see `msr_vmm::cli`.
 
 fn main() -> std::process::ExitCode {
-    vmm::cli::main()
+    msr_vmm::cli::main()
 }

@@ -207,7 +207,7 @@ fn decoder<'a>(
 /// # Examples
 ///
 /// ```
-/// let error = vmm::boot::unpack(b"#!/bin/sh\n").unwrap_err();
+/// let error = msr_vmm::boot::unpack(b"#!/bin/sh\n").unwrap_err();
 /// assert!(error.to_string().contains("neither an ELF file nor a bzImage"));
 /// ```
 pub fn unpack(image: &[u8]) -> Result<Vec<u8>, KernelError> {

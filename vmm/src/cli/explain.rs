@@ -6,7 +6,7 @@ use msr_filter::{DecidedBy, Verdict, names};
 use crate::cli::args::ExplainArgs;
 use crate::cli::{Failure, filter, print};
 use crate::config::Config;
-use crate::msr::MsrPlan;
+use msr_kvm::MsrPlan;
 
 /// Prints who answers a read and a write of an MSR.
 pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {

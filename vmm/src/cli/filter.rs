@@ -10,10 +10,10 @@ use serde_json::json;
 
 use crate::cli::args::FilterArgs;
 use crate::cli::{Failure, print};
-use crate::clock::HostClock;
 use crate::config::{Config, ConfigError};
-use crate::msr::{MsrConfig, MsrPlan, RuleSource};
 use crate::vm::VmError;
+use msr_kvm::HostClock;
+use msr_kvm::{MsrConfig, MsrPlan, RuleSource};
 
 /// Prints a file's filter, or what changes from it to another file's.
 pub(crate) fn filter(args: &FilterArgs) -> Result<(), Failure> {

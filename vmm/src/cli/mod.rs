@@ -102,7 +102,7 @@ pub fn main() -> ExitCode {
 
 /// Prints what this host's KVM can do. Status 0 where it boots Linux.
 fn check(json: bool) -> Result<(), Failure> {
-    let report = crate::check::probe();
+    let report = msr_kvm::check::probe();
     let (missing, warnings) = (report.missing_for_linux(), report.warnings());
     if json {
         let report = serde_json::json!({

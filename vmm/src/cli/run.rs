@@ -10,10 +10,10 @@ use msr_bus::MsrObserver;
 
 use crate::cli::args::RunArgs;
 use crate::cli::{Failure, print, session};
-use crate::msr::MsrStats;
 use crate::shutdown::ShutdownReason;
 use crate::timing::{BootEvent, BootTiming};
 use crate::vm::{Vm, VmError};
+use msr_kvm::MsrStats;
 
 /// Boots a guest and serves it until it ends.
 ///

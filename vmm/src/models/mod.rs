@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use overlay::overlay;
 
 use crate::cpu::CpuModel;
-use crate::msr::MsrConfig;
+use msr_kvm::MsrConfig;
 
 /// A model that comes with the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

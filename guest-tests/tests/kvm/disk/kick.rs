@@ -5,9 +5,9 @@ use std::sync::Arc;
 use kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit};
 use libtest_mimic::Failed;
+use msr_vmm::devices::virtio::entropy::Entropy;
+use msr_vmm::devices::virtio::{MmioDevice, Slot};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm::devices::virtio::entropy::Entropy;
-use vmm::devices::virtio::{MmioDevice, Slot};
 
 /// Real-mode code: kicks queue 0, then queue 1, which there is not, then says so at a port.
 const KICKS: [u8; 27] = [

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use guest_tests::assets;
 use guest_tests::guest::{COMMAND_LINE, Folder, Initrd};
 use libtest_mimic::Failed;
-use vmm::config::MemorySize;
-use vmm::devices::virtio::block::DiskConfig;
-use vmm::{Config, Vm};
+use msr_vmm::config::MemorySize;
+use msr_vmm::devices::virtio::block::DiskConfig;
+use msr_vmm::{Config, Vm};
 
 use super::ext4;
 

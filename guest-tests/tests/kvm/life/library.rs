@@ -1,4 +1,4 @@
-//! A running VM in another program's hands: `vmm::RunningVm` while every vCPU hammers MSRs.
+//! A running VM in another program's hands: `msr_vmm::RunningVm` while every vCPU hammers MSRs.
 
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -11,8 +11,8 @@ use iced_x86::code_asm::*;
 use libtest_mimic::{Failed, Trial};
 use msr_bus::{GeneralProtection, MsrAccess, MsrDevice, MsrRange};
 use msr_filter::{Access, FilterSpec, MsrFilter, Rule, Verdict};
-use vmm::config::{Config, MemorySize};
-use vmm::{RunningVm, ShutdownReason, Vm};
+use msr_vmm::config::{Config, MemorySize};
+use msr_vmm::{RunningVm, ShutdownReason, Vm};
 
 use super::listed;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use guest_tests::guest::{Guest, Plan, Step, TinyKernel};
 use iced_x86::code_asm::*;
 use libtest_mimic::{Failed, Trial};
-use vmm::layout;
+use msr_vmm::layout;
 
 use super::{kill, listed};
 

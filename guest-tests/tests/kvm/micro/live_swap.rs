@@ -11,8 +11,8 @@ use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ecx, qword_ptr, rax};
 use libtest_mimic::Trial;
 use msr_bus::{GeneralProtection, MsrAccess, MsrDevice, MsrRange};
 use msr_filter::{Access, FilterSpec, MsrFilter, Rule, Verdict};
-use vmm::config::MemorySize;
-use vmm::{Config, Vm};
+use msr_vmm::config::MemorySize;
+use msr_vmm::{Config, Vm};
 
 use super::support::{LSTAR, Outcome, trials};
 

@@ -12,7 +12,7 @@ pub(super) fn trials() -> Vec<Trial> {
 }
 
 fn the_probe_finds_that_micro_guests_run() -> Outcome {
-    let report = vmm::check::probe();
+    let report = msr_kvm::check::probe();
     assert!(report.can_run_micro_guests(), "{report}");
     Ok(())
 }
@@ -20,7 +20,7 @@ fn the_probe_finds_that_micro_guests_run() -> Outcome {
 /// The outer VM is chosen for having a KVM that boots Linux; elsewhere it is the probe that decides.
 fn where_linux_guests_boot_the_probe_says_so() -> Outcome {
     if guest_tests::backend::in_outer_vm() {
-        let report = vmm::check::probe();
+        let report = msr_kvm::check::probe();
         assert!(report.can_boot_linux(), "{report}");
     }
     Ok(())

@@ -148,8 +148,8 @@ fn a_built_in_model_has_what_it_lists_and_nothing_else() {
     }
 }
 
-fn plan(config: &Config, topology: Topology) -> crate::msr::MsrPlan {
-    crate::msr::MsrPlan::new(&config.msr, &[], None, &context(&config.cpu, topology)).unwrap()
+fn plan(config: &Config, topology: Topology) -> msr_kvm::MsrPlan {
+    msr_kvm::MsrPlan::new(&config.msr, &[], None, &context(&config.cpu, topology)).unwrap()
 }
 
 /// The machine that a model's devices are built for, with a clock that stands still and a TSC of 2 GHz.

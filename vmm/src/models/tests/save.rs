@@ -33,7 +33,7 @@ fn bus(model: &BuiltIn, seconds: u64) -> std::sync::Arc<MsrBus> {
     let config = built_in(model);
     let mut context = context(&config.cpu, TOPOLOGY);
     context.clock = std::sync::Arc::new(At(Duration::from_secs(seconds)));
-    crate::msr::MsrPlan::new(&config.msr, &[], None, &context)
+    msr_kvm::MsrPlan::new(&config.msr, &[], None, &context)
         .unwrap()
         .bus
 }

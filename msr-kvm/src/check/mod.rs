@@ -28,7 +28,7 @@ pub use report::{KvmReport, Report, Trial};
 /// It registers a handler that does nothing for the real-time signal `SIGRTMIN + 1`.
 ///
 /// ```no_run
-/// let report = vmm::check::probe();
+/// let report = msr_kvm::check::probe();
 /// print!("{report}");
 /// std::process::exit(i32::from(!report.can_boot_linux()));
 /// ```

@@ -30,7 +30,7 @@ pub enum RuleSource {
 
 impl RuleSource {
     /// The sources of the rules that [`FilterSpec::from`] makes of `config`, in their order.
-    pub(super) fn of_config(
+    pub(crate) fn of_config(
         config: &FilterConfig,
         make: impl Fn(usize, Option<String>) -> Self,
     ) -> Vec<Self> {
@@ -61,7 +61,7 @@ impl fmt::Display for RuleSource {
 }
 
 /// What to do without so that the filter fits, in words.
-pub(super) fn suggestions(
+pub(crate) fn suggestions(
     spec: &FilterSpec,
     sources: &[RuleSource],
     suggestions: &[Suggestion],

@@ -11,7 +11,6 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use super::capability;
 use super::error::{self, Exit, TrialError};
 use super::programs::{self, Mode, Program};
-use crate::layout;
 
 /// The guests' memory, all of it mapped one to one.
 const MEMORY: usize = 0x1_0000;
@@ -27,6 +26,10 @@ const SCRATCH: u64 = 0x9000;
 const CODE_SELECTOR: u16 = 0x08;
 const DATA_SELECTOR: u16 = 0x10;
 const TASK_SELECTOR: u16 = 0x18;
+
+/// Where KVM on Intel gets a page for an identity map and three pages for a TSS: any address without memory does.
+const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+const KVM_TSS: usize = 0xfffb_d000;
 
 /// CPUID.1:ECX.XSAVE.
 const CPUID_XSAVE: u32 = 1 << 26;
@@ -47,9 +50,9 @@ fn ioctl(request: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> TrialError 
 /// Creates a VM with what real mode on Intel needs.
 pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, TrialError> {
     let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+    vm.set_identity_map_address(KVM_IDENTITY_MAP)
         .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
-    vm.set_tss_address(layout::KVM_TSS as usize)
+    vm.set_tss_address(KVM_TSS)
         .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
     Ok(vm)
 }

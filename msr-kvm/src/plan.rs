@@ -8,9 +8,9 @@ use msr_bus::{
 };
 use msr_filter::{Access, CompileError, FilterSpec, InstallError, MsrFilter, Rule, Verdict};
 
-use super::MsrConfig;
-use super::profile::{self, ProfileError};
-use super::source::{self, RuleSource};
+use crate::MsrConfig;
+use crate::profile::{self, ProfileError};
+use crate::source::{self, RuleSource};
 
 /// The bus, and the filter and exits derived from its claims and the configuration's rules.
 pub struct MsrPlan {

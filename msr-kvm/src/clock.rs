@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use msr_bus::{CpuClock, VcpuId};
 
 /// Time since the VM was built, and the CPU time of its vCPU threads.
-pub(crate) struct HostClock {
+pub struct HostClock {
     start: Instant,
     tsc_khz: OnceLock<u32>,
     threads: Box<[ThreadClock]>,
@@ -21,7 +21,8 @@ struct ThreadClock {
 }
 
 impl HostClock {
-    pub(crate) fn new(vcpus: u32) -> Self {
+    /// A clock that starts now, for as many vCPUs.
+    pub fn new(vcpus: u32) -> Self {
         Self {
             start: Instant::now(),
             tsc_khz: OnceLock::new(),
@@ -30,7 +31,7 @@ impl HostClock {
     }
 
     /// Says at what frequency the vCPUs' TSC counts, as `KVM_GET_TSC_KHZ` gives it: 0 where it does not.
-    pub(crate) fn set_tsc_khz(&self, tsc_khz: u32) {
+    pub fn set_tsc_khz(&self, tsc_khz: u32) {
         if tsc_khz != 0 {
             // It is set once, when the VM has its first vCPU.
             let _ = self.tsc_khz.set(tsc_khz);
@@ -38,7 +39,7 @@ impl HostClock {
     }
 
     /// Says that the calling thread is the one that executes `vcpu`.
-    pub(crate) fn register(&self, vcpu: VcpuId) {
+    pub fn register(&self, vcpu: VcpuId) {
         let mut id = 0;
         // SAFETY: the calling thread exists, and `id` is valid for the call to write.
         if unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut id) } == 0 {

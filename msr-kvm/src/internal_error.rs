@@ -19,7 +19,7 @@ pub struct InternalError {
 
 impl InternalError {
     /// Reads the error out of a `kvm_run` whose exit reason is `KVM_EXIT_INTERNAL_ERROR`.
-    pub(crate) fn from_run(run: &kvm_run) -> Self {
+    pub fn from_run(run: &kvm_run) -> Self {
         // SAFETY: plain integers in each of the union's variants, so that any bytes are valid; that this
         // variant is the meaningful one is the caller's promise.
         let failure = unsafe { run.__bindgen_anon_1.emulation_failure };

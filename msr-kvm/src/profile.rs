@@ -9,15 +9,15 @@ use msr_filter::FilterConfig;
 const BUILT_IN: [(&str, &str); 3] = [
     (
         "linux-guest",
-        include_str!("../../../resources/profiles/linux-guest.toml"),
+        include_str!("../../resources/profiles/linux-guest.toml"),
     ),
     (
         "kvm-pv-only",
-        include_str!("../../../resources/profiles/kvm-pv-only.toml"),
+        include_str!("../../resources/profiles/kvm-pv-only.toml"),
     ),
     (
         "deny-writes",
-        include_str!("../../../resources/profiles/deny-writes.toml"),
+        include_str!("../../resources/profiles/deny-writes.toml"),
     ),
 ];
 
@@ -48,12 +48,12 @@ fn names() -> String {
 }
 
 /// Whether `path` is the name of a profile that comes with the VMM.
-pub(crate) fn is_built_in(path: &Path) -> bool {
+pub fn is_built_in(path: &Path) -> bool {
     BUILT_IN.iter().any(|(name, _)| path == Path::new(name))
 }
 
 /// The profile of that name, or else in that file.
-pub(super) fn load(path: &Path) -> Result<FilterConfig, ProfileError> {
+pub(crate) fn load(path: &Path) -> Result<FilterConfig, ProfileError> {
     let built_in = BUILT_IN.iter().find(|(name, _)| path == Path::new(name));
     let text = match built_in {
         Some((_, text)) => (*text).to_owned(),
