@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use guest_tests::guest::{Folder, TinyKernel};
 use iced_x86::code_asm::*;
 use libtest_mimic::{Failed, Trial};
-use vmm::config::MemorySize;
-use vmm::{Config, RunningVm, ShutdownReason, Vm, layout};
+use msr_vmm::config::MemorySize;
+use msr_vmm::{Config, RunningVm, ShutdownReason, Vm, layout};
 
 use super::listed;
 
