@@ -42,6 +42,7 @@ mod algebra;
 mod compile;
 mod config;
 mod explain;
+pub mod fields;
 mod filter;
 #[cfg(feature = "serde")]
 mod filter_serde;

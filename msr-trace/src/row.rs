@@ -1,0 +1,159 @@
+//! A record as people and other programs read it: with names.
+
+use std::fmt;
+
+use msr_filter::{fields, names};
+use serde::Serialize;
+
+use crate::header::Header;
+use crate::record::{Kind, Reason, Record};
+use crate::symbols::{Place, Symbols};
+
+/// A record, with the names of what it is about. As JSON it is one line of `msr-vmm trace show --json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row<'a> {
+    /// Nanoseconds since the start of the recording.
+    pub time_ns: u64,
+    /// The vCPU.
+    pub vcpu: u16,
+    /// Read or write.
+    pub kind: Kind,
+    /// The MSR's index.
+    pub msr: u32,
+    /// Its name.
+    pub name: Option<&'static str>,
+    /// The value, in hexadecimal: not every JSON reader has 64 bits. `None` for a read that faulted.
+    #[serde(serialize_with = "hex")]
+    pub value: Option<u64>,
+    /// The value's fields.
+    pub fields: Option<String>,
+    /// The address of the instruction.
+    #[serde(serialize_with = "hex")]
+    pub rip: Option<u64>,
+    /// The function that it is in, with the distance from its start, or what else is known of the address.
+    pub caller: Option<String>,
+    /// Why the access left the kernel.
+    pub reason: Option<Reason>,
+    /// Whether the guest got #GP.
+    pub fault: bool,
+    /// Who answered: a device's name, `kernel` or `unclaimed`.
+    pub answerer: &'a str,
+    /// The rule that decided who is asked.
+    pub rule: &'a str,
+}
+
+fn hex<S: serde::Serializer>(value: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => to.collect_str(&format_args!("{value:#x}")),
+        None => to.serialize_none(),
+    }
+}
+
+impl<'a> Row<'a> {
+    /// The row of a record.
+    pub fn new(header: &'a Header, symbols: Option<&Symbols>, record: &Record) -> Self {
+        let value = (record.kind == Kind::Write || !record.fault).then_some(record.value);
+        Self {
+            time_ns: record.time.saturating_sub(header.start),
+            vcpu: record.vcpu,
+            kind: record.kind,
+            msr: record.index,
+            name: names::name(record.index),
+            value,
+            fields: value
+                .and_then(|value| fields::decode(record.index, value))
+                .map(|decoded| decoded.to_string()),
+            rip: record.rip,
+            caller: record.rip.map(|rip| caller(symbols, rip)),
+            reason: record.answerer.reason(),
+            fault: record.fault,
+            answerer: header.answerer(record),
+            rule: header.rule(record),
+        }
+    }
+}
+
+/// What is known of an instruction's address.
+pub(crate) fn caller(symbols: Option<&Symbols>, rip: u64) -> String {
+    match symbols {
+        Some(symbols) => symbols.place(rip).to_string(),
+        None => Place::without_symbols(rip).to_string(),
+    }
+}
+
+impl fmt::Display for Row<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (seconds, micros) = (
+            self.time_ns / 1_000_000_000,
+            self.time_ns / 1000 % 1_000_000,
+        );
+        write!(
+            f,
+            "{seconds:>5}.{micros:06} vcpu{:<2} {:<5} {:#010x} {:<28} ",
+            self.vcpu,
+            self.kind,
+            self.msr,
+            self.name.unwrap_or("-")
+        )?;
+        match (self.fault, self.value) {
+            (true, Some(value)) => write!(f, "#GP {value:#x}")?,
+            (true, None) => f.write_str("#GP")?,
+            (false, value) => write!(f, "{:#018x}", value.unwrap_or(0))?,
+        }
+        write!(f, "  {}", self.answerer)?;
+        if let Some(reason) = self.reason {
+            write!(f, " ({reason}, {})", self.rule)?;
+        }
+        if let Some(caller) = &self.caller {
+            write!(f, "  {caller}")?;
+        }
+        if let Some(fields) = &self.fields {
+            write!(f, "  {fields}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A row as comma-separated values (RFC 4180).
+#[derive(Debug)]
+pub struct Csv<'a, 'b>(pub &'a Row<'b>);
+
+impl Csv<'_, '_> {
+    /// The first line.
+    pub const HEADER: &'static str =
+        "time_ns,vcpu,kind,msr,name,value,fields,rip,caller,reason,fault,answerer,rule";
+}
+
+impl fmt::Display for Csv<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let row = self.0;
+        let hex = |value: Option<u64>| value.map_or(String::new(), |value| format!("{value:#x}"));
+        let text = |text: Option<&str>| quoted(text.unwrap_or(""));
+        write!(
+            f,
+            "{},{},{},{:#x},{},{},{},{},{},{},{},{},{}",
+            row.time_ns,
+            row.vcpu,
+            row.kind,
+            row.msr,
+            text(row.name),
+            hex(row.value),
+            text(row.fields.as_deref()),
+            hex(row.rip),
+            text(row.caller.as_deref()),
+            row.reason
+                .map_or(String::new(), |reason| reason.to_string()),
+            row.fault,
+            quoted(row.answerer),
+            quoted(row.rule)
+        )
+    }
+}
+
+fn quoted(text: &str) -> String {
+    if text.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
+}
