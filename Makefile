@@ -23,11 +23,13 @@ help: ## List the commands
 setup: ## Install what is missing: QEMU, a C compiler, e2fsprogs (Debian and Ubuntu)
 	@resources/setup.sh
 
-kernel: setup ## Fetch Debian's cloud kernel into target/, once
-	@resources/fetch-kernel.sh cloud
+kernel: setup ## Fetch Debian 12's cloud kernel into target/, once
+	@resources/fetch-kernel.sh bookworm cloud
 
-guests: kernel ## Fetch Debian's full kernel and the tools that its guests run, once
-	@resources/fetch-kernel.sh full
+guests: kernel ## Fetch the other kernels that guests boot, and the tools that they run, once
+	@resources/fetch-kernel.sh trixie cloud
+	@resources/fetch-kernel.sh bookworm full
+	@resources/fetch-kernel.sh trixie full
 	@resources/fetch-tools.sh msr-tools linux-cpupower iucode-tool libc6 libcap2
 
 rootfs: setup ## Make a Debian root file system under target/, once

@@ -1,7 +1,9 @@
-# Functions the scripts of this directory share. Sourced by bash; sets no state but $root.
+# Functions the scripts of this directory share. Sourced by bash; sets $root and $target.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
+# apt's configuration wants absolute paths.
+[[ $target = /* ]] || target=$root/$target
 
 # One progress line, with the seconds since the script started.
 say() {
@@ -24,8 +26,13 @@ as_root() {
     fi
 }
 
+have_apt() {
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null
+}
+
+# need_apt MESSAGE: ends with the message where there is no apt.
 need_apt() {
-    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || die "$1"
+    have_apt || die "$1"
 }
 
 # Runs a command, hiding its output unless it fails.
@@ -47,38 +54,6 @@ apt_update() {
 apt_knows() {
     # Not grep -q: leaving early would fail apt-cache, and with it the pipe.
     apt-cache policy "$1" 2>/dev/null | grep '^ *Candidate: [^(]' >/dev/null
-}
-
-# apt_resolve META PATTERN: the package that META depends on and whose name matches the extended
-# regular expression PATTERN, refreshing the lists when they do not know META.
-apt_resolve() {
-    apt_knows "$1" || apt_update
-    apt-cache depends --important "$1" 2>/dev/null |
-        awk -v name="$2" '
-            $1 == "Depends:" && $2 ~ name && !found { print $2; found = 1 }
-            END { exit !found }' ||
-        die "apt offers no $1 here (is this Debian?)"
-}
-
-# fetch_debs DIRECTORY PACKAGE...: unpacks packages into DIRECTORY without installing them.
-# Stale lists name files that the mirror no longer has: they are refreshed once.
-fetch_debs() {
-    local into=$1 debs package
-    shift
-    debs=$(mktemp -d "$into/.debs.XXXXXX")
-    for package; do
-        apt_knows "$package" || apt_update
-        say "downloading $package"
-        (cd "$debs" && quietly apt-get -q download "$package") || {
-            apt_update
-            (cd "$debs" && quietly apt-get -q download "$package") || die "cannot download $package"
-        }
-    done
-    say "unpacking $*"
-    for package in "$debs"/*.deb; do
-        dpkg-deb -x "$package" "$into" || die "cannot unpack $package"
-    done
-    rm -rf "$debs"
 }
 
 # build_once DIRECTORY FUNCTION ARGUMENT...: has FUNCTION fill a scratch directory, given to it as

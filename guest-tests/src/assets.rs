@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::guest::DISK_MODULES;
-use crate::kernel::{Flavour, Kernel, KernelError};
+use crate::kernel::{Flavour, Kernel, KernelError, Release};
 use crate::nested::outer::OuterVm;
 
 /// The environment variable that names the directory of packed files; unset on the host.
@@ -112,6 +112,9 @@ pub enum AssetError {
     /// A kernel or module is missing.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// `OUTER_KERNEL` names no release.
+    #[error("OUTER_KERNEL={0}: bookworm or trixie")]
+    OuterKernel(String),
     /// A file of a Debian package is missing.
     #[error("no {file} under {}: run resources/fetch-tools.sh {package}", folder.display())]
     NoTool {
@@ -155,25 +158,55 @@ pub fn example(name: &str) -> Result<PathBuf, AssetError> {
     executable(&format!("examples/{name}"))
 }
 
-/// The Debian cloud kernel, or what `KERNEL` and `MODULES` name in its place.
+/// The guests' kernel: Debian 12's cloud kernel, or what `KERNEL` and `MODULES` name in its place.
 pub fn kernel() -> Result<Kernel, AssetError> {
-    kernel_of(Flavour::Cloud)
+    if let Some(root) = packed() {
+        return Ok(Kernel::in_directory(
+            &root.join("kernels"),
+            Release::Bookworm,
+            Flavour::Cloud,
+        )?);
+    }
+    match given_kernel() {
+        Some(kernel) => Ok(kernel),
+        None => kernel_of(Release::Bookworm, Flavour::Cloud),
+    }
 }
 
-/// The Debian kernel of a flavour.
-pub fn kernel_of(flavour: Flavour) -> Result<Kernel, AssetError> {
-    if let Some(root) = packed() {
-        return Ok(Kernel::in_directory(&root.join("kernels"), flavour)?);
-    }
-    if flavour == Flavour::Cloud
-        && let (Some(image), Some(modules)) = (env::var_os("KERNEL"), env::var_os("MODULES"))
-    {
-        return Ok(Kernel::new(image, modules));
-    }
+/// A Debian kernel.
+pub fn kernel_of(release: Release, flavour: Flavour) -> Result<Kernel, AssetError> {
+    let root = packed().unwrap_or_else(target_directory);
     Ok(Kernel::in_directory(
-        &target_directory().join("kernels"),
+        &root.join("kernels"),
+        release,
         flavour,
     )?)
+}
+
+/// What `KERNEL` and `MODULES` name.
+fn given_kernel() -> Option<Kernel> {
+    let (image, modules) = (env::var_os("KERNEL")?, env::var_os("MODULES")?);
+    Some(Kernel::new(image, modules))
+}
+
+/// The outer VM's kernel, whatever the guests boot: Debian 12's cloud kernel, which holds under every QEMU that was
+/// tried, or with `OUTER_KERNEL` that of another release. Where it was not fetched, the guests' must do.
+pub fn outer_kernel() -> Result<Kernel, AssetError> {
+    let release = match env::var("OUTER_KERNEL")
+        .ok()
+        .filter(|name| !name.is_empty())
+    {
+        None => Release::Bookworm,
+        Some(name) => *Release::ALL
+            .iter()
+            .find(|release| release.suite() == name)
+            .ok_or(AssetError::OuterKernel(name))?,
+    };
+    let debian = kernel_of(release, Flavour::Cloud);
+    match given_kernel() {
+        Some(kernel) if debian.is_err() => Ok(kernel),
+        _ => debian,
+    }
 }
 
 /// A file of [`GUEST_TOOLS`], or `iucode_tool`.
@@ -248,13 +281,8 @@ pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
             vm.file(format!("{ROOT}/bin/examples/{name}"), path);
         }
     }
-    let cloud = kernel_of(Flavour::Cloud)?;
-    pack_kernel(
-        vm,
-        Flavour::Cloud,
-        &cloud,
-        &[GUEST_MODULES, DISK_MODULES].concat(),
-    )?;
+    let modules = [GUEST_MODULES, DISK_MODULES].concat();
+    pack_kernel(vm, Release::Bookworm, Flavour::Cloud, &kernel()?, &modules)?;
     for name in FILE_SYSTEM_TOOLS {
         let tool = file_system_tool(name)?;
         for path in libraries(&tool)?.into_iter().chain([tool]) {
@@ -272,10 +300,11 @@ pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
 /// The same, and the full kernel with Debian's tools.
 pub fn pack_full(vm: &mut OuterVm) -> Result<(), AssetError> {
     pack(vm)?;
-    let kernel = kernel_of(Flavour::Full)?;
+    let release = Release::Bookworm;
+    let kernel = kernel_of(release, Flavour::Full)?;
     // An emulated CPU takes half a minute to unpack what this one does in a second.
     let kernel = kernel.with_image(unpacked(kernel.image())?);
-    pack_kernel(vm, Flavour::Full, &kernel, FULL_GUEST_MODULES)?;
+    pack_kernel(vm, release, Flavour::Full, &kernel, FULL_GUEST_MODULES)?;
     let guest_tools = GUEST_TOOLS.iter().map(|tool| tool.file);
     for file in guest_tools.chain([HOST_TOOL.1]) {
         vm.file(format!("{ROOT}/tools/{file}"), tool(file)?);
@@ -308,20 +337,21 @@ fn unpacked(image: &Path) -> Result<PathBuf, AssetError> {
 
 fn pack_kernel(
     vm: &mut OuterVm,
+    release: Release,
     flavour: Flavour,
     kernel: &Kernel,
     modules: &[&str],
 ) -> Result<(), AssetError> {
-    let directory = format!("{ROOT}/kernels/{}", flavour.name());
+    let directory = format!("{ROOT}/kernels/{release}/{}", flavour.name());
     vm.file(format!("{directory}/vmlinuz"), kernel.image());
     let built_in = kernel.modules_directory().join("modules.builtin");
     if built_in.exists() {
         vm.file(format!("{directory}/modules/modules.builtin"), built_in);
     }
     for module in kernel.modules(modules)? {
-        vm.file(
+        vm.contents(
             format!("{directory}/modules/{}.ko", module.name),
-            module.path,
+            module.elf,
         );
     }
     Ok(())
@@ -370,7 +400,8 @@ fn libraries(path: &Path) -> Result<Vec<PathBuf>, AssetError> {
     Ok(paths.map(PathBuf::from).collect())
 }
 
-fn target_directory() -> PathBuf {
+/// The directory that cargo builds in, and that fetched files are under.
+pub(crate) fn target_directory() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
         PathBuf::from,

@@ -135,7 +135,7 @@ fn in_outer_vm_with(arguments: &[String], pack: Pack) -> Result<u8, BackendError
         }
     }
     pack(&mut vm)?;
-    Ok(vm.run(&assets::kernel()?)?)
+    Ok(vm.run(&assets::outer_kernel()?)?)
 }
 
 /// Arguments for a libtest-compatible harness in the outer VM, from those given to this process:

@@ -61,5 +61,5 @@ fn run(
         vm.file(guest, host);
     }
     assets::pack(&mut vm)?;
-    Ok(vm.run(&assets::kernel()?)?)
+    Ok(vm.run(&assets::outer_kernel()?)?)
 }

@@ -145,7 +145,7 @@ impl Initrd {
         let mut order = String::new();
         for module in kernel.modules(names).map_err(AssetError::from)? {
             let path = format!("{MODULES_PATH}/{}.ko", module.name);
-            self.host_file(&path, 0o644, &module.path)?;
+            self.archive.file(&path, 0o644, &module.elf);
             order += &format!("{path}\n");
         }
         Ok(order)

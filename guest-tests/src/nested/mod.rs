@@ -5,7 +5,9 @@
 //! under QEMU/TCG, and brings back output and exit status. [`control`] is what the outer VM's init
 //! (`src/bin/outer-init.rs`) and the host say to each other.
 
+pub mod choice;
 pub mod control;
 pub mod cpio;
 pub mod outer;
 mod qemu;
+mod trial;

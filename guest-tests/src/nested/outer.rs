@@ -7,9 +7,11 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::choice::{self, Choice, ChoiceError, Reason};
 use super::control::{Event, JOB_PATH, Job};
 use super::cpio::Archive;
-use super::qemu::{Machine, QEMU, Qemu};
+use super::qemu::{Machine, Qemu};
+use super::trial;
 use crate::assets::{self, AssetError};
 use crate::kernel::Kernel;
 
@@ -21,7 +23,7 @@ use crate::kernel::Kernel;
 ///
 /// let mut vm = OuterVm::new(["/bin/msr-vmm", "check"]);
 /// vm.file("/bin/msr-vmm", assets::msr_vmm()?);
-/// let status = vm.run(&assets::kernel()?)?;
+/// let status = vm.run(&assets::outer_kernel()?)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub struct OuterVm {
     memory_mib: u32,
     limit: Duration,
     verbose: bool,
+    choice: Option<Choice>,
+    output_hidden: bool,
 }
 
 #[derive(Debug)]
@@ -56,12 +60,25 @@ pub enum OuterError {
     /// An executable, the kernel or a module is missing.
     #[error(transparent)]
     Asset(#[from] AssetError),
-    /// QEMU is not installed.
-    #[error("{QEMU} is not installed: run resources/setup.sh")]
-    NoQemu,
+    /// There is no QEMU to choose.
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
     /// QEMU cannot be started or watched.
-    #[error("cannot run {QEMU}: {0}")]
+    #[error("cannot run QEMU: {0}")]
     Qemu(#[source] io::Error),
+    /// The guest of a trial cannot be made.
+    #[error("cannot make a guest to try this QEMU with: {0}")]
+    Trial(String),
+    /// No guest boots under this QEMU, whatever the paging.
+    #[error(
+        "no guest boots under QEMU {version}; QEMU= names another, OUTER_PAGING=nested|shadow decides how to use it\n{failures}"
+    )]
+    NoGuestBoots {
+        /// The version.
+        version: String,
+        /// What happened with each paging, a paragraph each.
+        failures: String,
+    },
     /// The init could not run the program.
     #[error("outer VM: {0}")]
     Init(String),
@@ -111,6 +128,8 @@ impl OuterVm {
             memory_mib: 3072,
             limit: Duration::from_secs(30 * 60),
             verbose: std::env::var_os("VERBOSE").is_some_and(|v| v == "1"),
+            choice: None,
+            output_hidden: false,
         }
     }
 
@@ -158,31 +177,50 @@ impl OuterVm {
         self
     }
 
+    /// Says which QEMU and what paging to use; [`choice::choose`] does otherwise.
+    pub(super) fn choice(&mut self, choice: Choice) -> &mut Self {
+        self.choice = Some(choice);
+        self
+    }
+
+    /// Lets nobody see what the program writes.
+    pub(super) fn hide_output(&mut self) -> &mut Self {
+        self.output_hidden = true;
+        self
+    }
+
     /// Boots, runs the program with its output streamed to standard output, and returns its exit
     /// status; 128 and the signal's number if a signal ended it, as shells have it.
     ///
     /// Stages and their times go to standard error. The kernel's own console shows only with
     /// `VERBOSE=1` in the environment, or in the error.
     pub fn run(mut self, kernel: &Kernel) -> Result<u8, OuterError> {
+        let choice = match self.choice.take() {
+            Some(choice) => choice,
+            None => match choice::choose()? {
+                guess if guess.reason == Reason::Guessed => trial::confirm(guess, kernel)?,
+                choice => choice,
+            },
+        };
         let started = Instant::now();
         let initramfs = self.initramfs(kernel)?;
+        progress(format_args!("{choice}"));
         progress(format_args!(
-            "booting, initramfs {} MiB",
+            "booting {}, initramfs {} MiB",
+            kernel.version(),
             initramfs.len() >> 20
         ));
         let machine = Machine {
+            choice: &choice,
             kernel: kernel.image(),
             initramfs: &initramfs,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             disks: &self.disks,
         };
-        let qemu = Qemu::spawn(&machine).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => OuterError::NoQemu,
-            _ => OuterError::Qemu(error),
-        })?;
+        let qemu = Qemu::spawn(&machine).map_err(OuterError::Qemu)?;
         drop(initramfs);
-        Watch::over(qemu, self.verbose)?.until_the_end(started, self.limit)
+        Watch::over(qemu, self.verbose, self.output_hidden)?.until_the_end(started, self.limit)
     }
 
     fn initramfs(&mut self, kernel: &Kernel) -> Result<Vec<u8>, OuterError> {
@@ -203,7 +241,7 @@ impl OuterVm {
         }
         for module in kernel.modules(&modules).map_err(AssetError::from)? {
             let path = format!("/lib/modules/{}.ko", module.name);
-            archive.file(&path, 0o644, &read(&module.path)?);
+            archive.file(&path, 0o644, &module.elf);
             self.job.modules.push(path);
         }
         for (guest, contents) in &self.files {
@@ -219,7 +257,7 @@ impl OuterVm {
 }
 
 /// One line about the outer VM, apart from the output of what runs in it.
-fn progress(text: std::fmt::Arguments<'_>) {
+pub(super) fn progress(text: std::fmt::Arguments<'_>) {
     eprintln!("outer VM: {text}");
 }
 
@@ -250,7 +288,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn over(qemu: Qemu, verbose: bool) -> Result<Self, OuterError> {
+    fn over(qemu: Qemu, verbose: bool, output_hidden: bool) -> Result<Self, OuterError> {
         let (sender, events) = mpsc::channel();
         let control = qemu.control.try_clone().map_err(OuterError::Qemu)?;
         let console = qemu.console.try_clone().map_err(OuterError::Qemu)?;
@@ -260,7 +298,14 @@ impl Watch {
             qemu,
             events,
             console: thread::spawn(move || collect_console(console, verbose)),
-            output: thread::spawn(move || forward_output(output)),
+            output: thread::spawn(move || {
+                if output_hidden {
+                    // Read, so that its writer never waits.
+                    drop(io::copy(&mut &output, &mut io::sink()));
+                } else {
+                    forward_output(output);
+                }
+            }),
         })
     }
 

@@ -7,10 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use super::choice::Choice;
 use super::control::{CONTROL_PORT, EXIT_PORT};
-
-/// The emulator's executable.
-pub(super) const QEMU: &str = "qemu-system-x86_64";
 
 /// A running QEMU. It does not outlive this value, nor the thread that spawned it.
 pub(super) struct Qemu {
@@ -25,6 +23,8 @@ pub(super) struct Qemu {
 
 /// What the emulated machine has.
 pub(super) struct Machine<'a> {
+    /// The emulator, and how it does SVM.
+    pub(super) choice: &'a Choice,
     pub(super) kernel: &'a Path,
     pub(super) initramfs: &'a [u8],
     pub(super) cpus: u32,
@@ -32,11 +32,6 @@ pub(super) struct Machine<'a> {
     /// Raw images, whose changes go with the machine.
     pub(super) disks: &'a [PathBuf],
 }
-
-/// An AMD processor whose virtualization KVM takes, without nested paging: with it, QEMU's TCG (7.2 and 10.0
-/// alike) now and then walks the wrong page tables right after a #VMEXIT or in the guest, and one Linux guest in
-/// five, or the outer kernel, ends in a triple fault.
-const CPU: &str = "EPYC,+svm,-npt";
 
 /// Options that save time under emulation, where every retpoline and every probe of absent
 /// hardware is dear. With `panic=-1` and `-no-reboot`, a kernel panic ends QEMU. The init brings up the
@@ -57,7 +52,7 @@ impl Qemu {
             initramfs.as_raw_fd(),
         ];
 
-        let mut command = Command::new(QEMU);
+        let mut command = Command::new(&machine.choice.program);
         command
             .args([
                 "-nodefaults",
@@ -66,7 +61,8 @@ impl Qemu {
                 "none",
                 "-no-reboot",
             ])
-            .args(["-accel", "tcg,thread=multi", "-cpu", CPU])
+            .args(["-accel", "tcg,thread=multi"])
+            .args(["-cpu", machine.choice.paging.cpu()])
             .args([
                 "-smp",
                 &machine.cpus.to_string(),

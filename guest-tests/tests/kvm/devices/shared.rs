@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use guest_tests::assets;
 use guest_tests::guest::{Answer, Guest, Initrd, Outcome, Plan, Report, Step};
-use guest_tests::kernel::Flavour;
+use guest_tests::kernel::{Flavour, Release};
 use libtest_mimic::{Failed, Trial};
 
 use super::PREFIX;
@@ -71,7 +71,7 @@ impl Boot {
     }
 
     fn run(&self) -> Result<(Outcome, Report), Failed> {
-        let kernel = assets::kernel_of(self.kernel)?;
+        let kernel = assets::kernel_of(Release::Bookworm, self.kernel)?;
         let plan = Plan::new(self.cases.iter().flat_map(|case| (case.steps)()));
         let mut initrd = Initrd::new(&plan, &kernel)?;
         (self.files)(&mut initrd)?;
