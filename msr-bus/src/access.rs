@@ -63,6 +63,16 @@ pub struct MsrAccess<'a> {
     pub cpu: &'a dyn VcpuContext,
 }
 
+impl fmt::Debug for MsrAccess<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MsrAccess")
+            .field("index", &format_args!("{:#x}", self.index))
+            .field("reason", &self.reason)
+            .field("vcpu", &self.cpu.id())
+            .finish()
+    }
+}
+
 /// What a device may ask of the vCPU that executes the access. The vCPU stands still meanwhile.
 ///
 /// The VMM implements it; [`testing::FakeVcpu`](crate::testing::FakeVcpu) does so without KVM.
@@ -73,14 +83,40 @@ pub trait VcpuContext {
     /// Where the vCPU sits in the guest's topology.
     fn location(&self) -> CpuLocation;
 
-    /// Fills `buf` from guest memory at the linear address `address`, translated as the vCPU would
-    /// translate it now, page by page.
+    /// The guest-physical address of the linear address `address`, translated as the vCPU would translate it
+    /// now (`KVM_TRANSLATE`), or `None` where it is not mapped. It holds up to the end of the 4 KiB page.
+    fn translate(&self, address: u64) -> Option<u64>;
+
+    /// Fills `buf` from guest memory at the guest-physical address `address`. Returns whether all of it is
+    /// memory; where it is not, `buf` holds no defined value.
+    fn read_physical(&self, address: u64, buf: &mut [u8]) -> bool;
+
+    /// Fills `buf` from guest memory at the linear address `address`, page by page. Each page costs one
+    /// [`translate`](Self::translate).
     ///
     /// # Errors
     ///
     /// [`GuestMemoryError`] where some of the bytes are not mapped or not memory; `buf` then holds
     /// no defined value.
-    fn read_guest(&self, address: u64, buf: &mut [u8]) -> Result<(), GuestMemoryError>;
+    fn read_guest(&self, address: u64, buf: &mut [u8]) -> Result<(), GuestMemoryError> {
+        let mut at = address;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let error = GuestMemoryError { address: at };
+            let in_page = (PAGE - at % PAGE).min(rest.len() as u64);
+            let (piece, after) = rest.split_at_mut(in_page as usize);
+            let physical = self.translate(at).ok_or(error)?;
+            if !self.read_physical(physical, piece) {
+                return Err(error);
+            }
+            rest = after;
+            // A range that runs past the last linear address does not wrap around to 0.
+            if !rest.is_empty() {
+                at = at.checked_add(in_page).ok_or(error)?;
+            }
+        }
+        Ok(())
+    }
 
     /// The value KVM itself has for an MSR of this vCPU (`KVM_GET_MSRS`).
     ///
@@ -98,13 +134,22 @@ pub trait VcpuContext {
 
     /// The guest's time-stamp counter, in its own cycles.
     fn tsc(&self) -> u64;
+
+    /// RIP of the instruction, where the VMM has it at no cost (KVM's synchronized registers). An
+    /// observer asks for it; without the VMM's doing there is none.
+    fn instruction_pointer(&self) -> Option<u64> {
+        None
+    }
 }
+
+/// The smallest page of any paging mode.
+const PAGE: u64 = 4096;
 
 /// Guest memory could not be read at a linear address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("guest linear address {address:#x} is not mapped to memory")]
 pub struct GuestMemoryError {
-    /// The first address that could not be read.
+    /// Where the first piece within one page starts that could not be read.
     pub address: u64,
 }
 

@@ -1,6 +1,7 @@
 //! The bus: devices by the indices they claim.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 use crate::lookup::{Lookup, Owner};
@@ -129,6 +130,25 @@ impl BusBuilder {
             fallback: self.fallback,
             observer: self.observer,
         })
+    }
+}
+
+impl fmt::Debug for MsrBus {
+    /// The devices' names and what they claim.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut map = f.debug_map();
+        for (range, device) in self.claims() {
+            map.entry(&format_args!("{range}"), &device.name());
+        }
+        map.finish()
+    }
+}
+
+impl fmt::Debug for BusBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.devices.iter().map(|device| device.name()))
+            .finish()
     }
 }
 

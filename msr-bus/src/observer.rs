@@ -1,5 +1,7 @@
 //! The one place that sees every access.
 
+use std::fmt;
+
 use crate::{Access, GeneralProtection, MsrAccess, MsrDevice};
 
 /// Who answered an access.
@@ -7,12 +9,21 @@ use crate::{Access, GeneralProtection, MsrAccess, MsrDevice};
 pub enum AnsweredBy<'a> {
     /// The device that claims the index.
     Device(&'a dyn MsrDevice),
-    /// The bus's fallback for the exit reason: nobody claims the index.
+    /// The bus's fallback for the exit reason: no device claims the index.
     Fallback,
 }
 
+impl fmt::Debug for AnsweredBy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device(device) => f.debug_tuple("Device").field(&device.name()).finish(),
+            Self::Fallback => f.write_str("Fallback"),
+        }
+    }
+}
+
 /// An access after it was answered.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct MsrEvent<'a> {
     /// The access.
     pub access: &'a MsrAccess<'a>,

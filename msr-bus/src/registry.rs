@@ -43,6 +43,15 @@ pub struct DeviceContext {
     pub clock: Arc<dyn CpuClock>,
 }
 
+impl fmt::Debug for DeviceContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceContext")
+            .field("topology", &self.topology)
+            .field("cpu", &self.cpu)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A device as a configuration describes it: `type`, optionally `name`, and the model's own keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeviceConfig {
@@ -160,6 +169,12 @@ impl DeviceModel {
     /// `name` besides.
     pub fn keys(&self) -> Vec<Key> {
         keys::list(self.schema().as_value())
+    }
+}
+
+impl fmt::Debug for DeviceModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DeviceModel").field(&self.name).finish()
     }
 }
 

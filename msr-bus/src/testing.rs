@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::{
-    CpuClock, CpuIdentity, CpuLocation, CpuVendor, DeviceContext, GuestMemoryError, KernelMsrError,
-    Topology, VcpuContext, VcpuId,
+    CpuClock, CpuIdentity, CpuLocation, CpuVendor, DeviceContext, KernelMsrError, Topology,
+    VcpuContext, VcpuId,
 };
 
 /// A [`VcpuContext`] made of plain values.
@@ -43,6 +43,12 @@ impl FakeVcpu {
             tsc: 0,
         }
     }
+
+    fn byte(&self, address: u64) -> Option<u8> {
+        let (start, piece) = self.memory.range(..=address).next_back()?;
+        let offset = usize::try_from(address - start).ok()?;
+        piece.get(offset).copied()
+    }
 }
 
 impl VcpuContext for FakeVcpu {
@@ -54,20 +60,22 @@ impl VcpuContext for FakeVcpu {
         self.topology.locate(self.id)
     }
 
-    fn read_guest(&self, address: u64, buf: &mut [u8]) -> Result<(), GuestMemoryError> {
-        for (i, byte) in (0u64..).zip(buf) {
-            let error = GuestMemoryError {
-                address: address.wrapping_add(i),
-            };
-            let at = address.checked_add(i).ok_or(error)?;
-            let (start, piece) = self.memory.range(..=at).next_back().ok_or(error)?;
-            *byte = usize::try_from(at - start)
-                .ok()
-                .and_then(|o| piece.get(o))
-                .copied()
-                .ok_or(error)?;
-        }
-        Ok(())
+    /// Linear addresses are physical ones.
+    fn translate(&self, address: u64) -> Option<u64> {
+        Some(address)
+    }
+
+    fn read_physical(&self, address: u64, buf: &mut [u8]) -> bool {
+        (0..).zip(buf).all(|(i, byte)| {
+            let at = address.checked_add(i);
+            match at.and_then(|at| self.byte(at)) {
+                Some(found) => {
+                    *byte = found;
+                    true
+                }
+                None => false,
+            }
+        })
     }
 
     fn kernel_msr(&self, index: u32) -> Result<u64, KernelMsrError> {

@@ -8,7 +8,10 @@ use crate::VcpuId;
 
 /// How the guest's vCPUs are arranged. vCPU numbers run through the threads of a core, then the cores of
 /// a package, then the packages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Where vCPUs can be added to a running guest (hotplug), this is the topology of the most there can be: devices make
+/// room for all of them when they are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Topology {
     /// Packages (sockets); at least 1.
     pub packages: u32,
@@ -19,7 +22,7 @@ pub struct Topology {
 }
 
 /// Where one vCPU sits. `core` counts over the whole machine, not within the package.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CpuLocation {
     /// The package's number.
     pub package: u32,
@@ -39,16 +42,21 @@ impl Topology {
         }
     }
 
-    /// How many vCPUs there are.
+    /// How many vCPUs there are, those that come later included.
     pub const fn vcpus(&self) -> u32 {
-        self.packages * self.cores * self.threads
+        self.packages
+            .saturating_mul(self.cores)
+            .saturating_mul(self.threads)
     }
 
     /// Where `vcpu` sits.
     pub const fn locate(&self, vcpu: VcpuId) -> CpuLocation {
-        let core = vcpu.0 / self.threads;
+        // No divisor is 0, whatever the fields hold.
+        let threads = if self.threads == 0 { 1 } else { self.threads };
+        let cores = if self.cores == 0 { 1 } else { self.cores };
+        let core = vcpu.0 / threads;
         CpuLocation {
-            package: core / self.cores,
+            package: core / cores,
             core,
             thread: vcpu.0,
         }
@@ -75,7 +83,7 @@ impl Scope {
     pub const fn copies(self, topology: &Topology) -> u32 {
         match self {
             Self::Thread => topology.vcpus(),
-            Self::Core => topology.packages * topology.cores,
+            Self::Core => topology.packages.saturating_mul(topology.cores),
             Self::Package => topology.packages,
         }
     }
@@ -100,19 +108,19 @@ pub struct PerScope<T> {
 impl<T> PerScope<T> {
     /// As many copies as `topology` has of `scope`, each made by `make` from its number.
     pub fn new(scope: Scope, topology: &Topology, make: impl FnMut(u32) -> T) -> Self {
+        // At least one, so that `at` always has an answer.
+        let copies = scope.copies(topology).max(1);
         Self {
             scope,
-            copies: (0..scope.copies(topology)).map(make).collect(),
+            copies: (0..copies).map(make).collect(),
         }
     }
 
-    /// The copy that the CPU at `location` sees.
-    ///
-    /// # Panics
-    ///
-    /// Where `location` lies outside the topology this was made for.
+    /// The copy that the CPU at `location` sees. A CPU outside the topology that this was made for shares the
+    /// last copy.
     pub fn at(&self, location: CpuLocation) -> &T {
-        &self.copies[self.scope.copy(location) as usize]
+        let copy = self.scope.copy(location) as usize;
+        &self.copies[copy.min(self.copies.len() - 1)]
     }
 
     /// Every copy, in the order of their numbers.
@@ -139,5 +147,36 @@ pub trait CpuClock: Send + Sync {
     /// guest may have no vCPU yet.
     fn tsc_khz(&self) -> Option<u32> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_outside_the_topology_shares_the_last_copy() {
+        let topology = Topology {
+            packages: 2,
+            cores: 2,
+            threads: 1,
+        };
+        let outside = topology.locate(VcpuId(u32::MAX));
+        for (scope, last) in [(Scope::Thread, 3), (Scope::Core, 3), (Scope::Package, 1)] {
+            let copies = PerScope::new(scope, &topology, |number| number);
+            assert_eq!(*copies.at(outside), last);
+            assert_eq!(*copies.at(topology.locate(VcpuId(0))), 0);
+        }
+    }
+
+    #[test]
+    fn a_topology_without_cpus_has_one_copy_of_each_register() {
+        let nothing = Topology {
+            packages: 0,
+            cores: 0,
+            threads: 0,
+        };
+        let copies = PerScope::new(Scope::Core, &nothing, |number| number);
+        assert_eq!(*copies.at(nothing.locate(VcpuId(5))), 0);
     }
 }

@@ -4,11 +4,10 @@ use std::cell::RefCell;
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
-use msr_bus::{CpuLocation, GuestMemoryError, KernelMsrError, VcpuContext, VcpuId};
+use msr_bus::{CpuLocation, KernelMsrError, VcpuContext, VcpuId};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const IA32_TSC: u32 = 0x10;
-const PAGE: u64 = 4096;
 
 /// A KVM vCPU that stands at an MSR exit, as devices see it.
 pub struct VcpuView<'a> {
@@ -51,26 +50,13 @@ impl VcpuContext for VcpuView<'_> {
         self.location
     }
 
-    fn read_guest(&self, address: u64, buf: &mut [u8]) -> Result<(), GuestMemoryError> {
-        let mut at = address;
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let error = GuestMemoryError { address: at };
-            let in_page = (PAGE - at % PAGE).min(rest.len() as u64);
-            let (piece, after) = rest.split_at_mut(in_page as usize);
-            let translation = self.fd.translate_gva(at).map_err(|_| error)?;
-            if translation.valid == 0 {
-                return Err(error);
-            }
-            let physical = GuestAddress(translation.physical_address);
-            self.memory.read_slice(piece, physical).map_err(|_| error)?;
-            rest = after;
-            // A range that runs past the last linear address does not wrap around to 0.
-            if !rest.is_empty() {
-                at = at.checked_add(in_page).ok_or(error)?;
-            }
-        }
-        Ok(())
+    fn translate(&self, address: u64) -> Option<u64> {
+        let translation = self.fd.translate_gva(address).ok()?;
+        (translation.valid != 0).then_some(translation.physical_address)
+    }
+
+    fn read_physical(&self, address: u64, buf: &mut [u8]) -> bool {
+        self.memory.read_slice(buf, GuestAddress(address)).is_ok()
     }
 
     fn kernel_msr(&self, index: u32) -> Result<u64, KernelMsrError> {

@@ -611,11 +611,13 @@ impl VcpuContext for Counting {
         self.vcpu.location()
     }
 
-    fn read_guest(&self, address: u64, buf: &mut [u8]) -> Result<(), GuestMemoryError> {
-        let last = address + buf.len() as u64 - 1;
-        self.pages
-            .set(self.pages.get() + last / 4096 - address / 4096 + 1);
-        self.vcpu.read_guest(address, buf)
+    fn translate(&self, address: u64) -> Option<u64> {
+        self.pages.set(self.pages.get() + 1);
+        self.vcpu.translate(address)
+    }
+
+    fn read_physical(&self, address: u64, buf: &mut [u8]) -> bool {
+        self.vcpu.read_physical(address, buf)
     }
 
     fn kernel_msr(&self, index: u32) -> Result<u64, KernelMsrError> {
