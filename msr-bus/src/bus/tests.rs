@@ -68,7 +68,7 @@ fn bus(devices: &[&Arc<Even>]) -> Result<MsrBus, BuildError> {
 }
 
 fn refusal(devices: &[&Arc<Even>]) -> BuildError {
-    bus(devices).err().expect("the devices cannot share a bus")
+    bus(devices).expect_err("the devices cannot share a bus")
 }
 
 fn access(cpu: &FakeVcpu, index: u32, reason: ExitReason) -> MsrAccess<'_> {
