@@ -15,7 +15,7 @@ export MODULES := $(abspath $(MODULES))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel guests rootfs build demo test soak bench lint clean
+.PHONY: help setup kernel guests rootfs build demo test soak bench fuzz lint clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -53,6 +53,14 @@ soak: kernel build ## What takes too long for every day: guests stopped at any m
 bench: kernel setup ## All benchmarks
 	$(CARGO) build --workspace --bins --release
 	$(CARGO) bench --workspace
+
+# What a fuzzer finds worth keeping goes to target/; the committed corpora are read only.
+fuzz: ## Run every fuzzer, or those of TARGETS=, for SECONDS= each; needs cargo-fuzz and the nightly toolchain
+	@cd fuzz && for target in $(or $(TARGETS),$$(cargo fuzz list --fuzz-dir .)); do \
+		mkdir -p ../target/fuzz/$$target && \
+		nice -n 19 cargo +nightly fuzz run --fuzz-dir . $$target ../target/fuzz/$$target corpus/$$target -- \
+			-max_total_time=$(or $(SECONDS),60) -timeout=30 -rss_limit_mb=1024 -print_final_stats=1 || exit 1; \
+	done
 
 lint: ## Formatting, clippy, links of the documentation
 	$(CARGO) fmt --all --check
