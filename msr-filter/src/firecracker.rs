@@ -1,16 +1,20 @@
 //! Firecracker's CPU templates, as far as they are about MSRs.
 
 use alloc::{string::String, vec::Vec};
+use core::fmt;
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, Unexpected},
+    de::{Error, IgnoredAny, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer},
 };
 
 use crate::{Access, MsrRange, Rule, Verdict};
 
 /// A custom CPU template (Firecracker's docs/cpu_templates/schema.json): the MSRs that it sets. The
-/// rest of the template is skipped.
+/// other fields of the schema are skipped.
+///
+/// Deserializing refuses what is not a JSON object, a field that the schema lacks (a misspelt
+/// `msr_modifiers` would be a template that sets nothing), and an MSR that is given twice.
 ///
 /// ```
 /// use msr_filter::{Access, CpuTemplate, Verdict};
@@ -24,10 +28,9 @@ use crate::{Access, MsrRange, Rule, Verdict};
 /// assert_eq!(rules[0].range.first(), 0x10a);
 /// # Ok::<(), serde_json::Error>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuTemplate {
-    /// The MSRs that the template sets, in its order.
-    #[serde(default)]
+    /// The MSRs that the template sets, in its order; each once.
     pub msr_modifiers: Vec<MsrModifier>,
 }
 
@@ -77,6 +80,56 @@ impl CpuTemplate {
             len += 1;
         }
         (1..=width.min(64)).contains(&len).then_some((mask, value))
+    }
+}
+
+/// Every field that a template may have.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawTemplate {
+    msr_modifiers: Vec<MsrModifier>,
+    #[serde(rename = "kvm_capabilities")]
+    _kvm_capabilities: IgnoredAny,
+    #[serde(rename = "cpuid_modifiers")]
+    _cpuid_modifiers: IgnoredAny,
+    #[serde(rename = "vcpu_features")]
+    _vcpu_features: IgnoredAny,
+    #[serde(rename = "reg_modifiers")]
+    _reg_modifiers: IgnoredAny,
+}
+
+impl<'de> Deserialize<'de> for CpuTemplate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(TemplateVisitor)
+    }
+}
+
+/// Takes a map only: a derived implementation would take a list of the fields' values too, and `[]` for all
+/// of their defaults.
+struct TemplateVisitor;
+
+impl<'de> Visitor<'de> for TemplateVisitor {
+    type Value = CpuTemplate;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a CPU template, which is a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<CpuTemplate, A::Error> {
+        let raw = RawTemplate::deserialize(MapAccessDeserializer::new(map))?;
+        let msr_modifiers = raw.msr_modifiers;
+        for (number, modifier) in msr_modifiers.iter().enumerate() {
+            let before = &msr_modifiers[..number];
+            if let Some(first) = before.iter().position(|m| m.index == modifier.index) {
+                return Err(A::Error::custom(format_args!(
+                    "msr_modifiers: MSR {:#x} is given twice, by number {} and number {}",
+                    modifier.index,
+                    first + 1,
+                    number + 1
+                )));
+            }
+        }
+        Ok(CpuTemplate { msr_modifiers })
     }
 }
 
@@ -150,6 +203,30 @@ mod tests {
                 Rule::new(0x10a, Access::all(), Verdict::Deny),
                 Rule::new(0xc001_0015, Access::all(), Verdict::Deny)
             ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_template_or_has_an_unknown_field_is_refused() {
+        for (text, part) in [
+            ("[]", "a CPU template, which is a JSON object"),
+            ("42", "a CPU template, which is a JSON object"),
+            (
+                r#"{"msr_modifers": []}"#,
+                "unknown field `msr_modifers`, expected one of `msr_modifiers`",
+            ),
+            (
+                r#"{"msr_modifiers": [{"addr": "0x10", "bitmap": "0b1"}, {"addr": "16", "bitmap": "0b0"}]}"#,
+                "MSR 0x10 is given twice, by number 1 and number 2",
+            ),
+        ] {
+            let error = serde_json::from_str::<CpuTemplate>(text).unwrap_err();
+            assert!(error.to_string().contains(part), "{text}: {error}");
+        }
+        let arm = r#"{"vcpu_features": [{"index": 0, "bitmap": "0b1"}], "reg_modifiers": []}"#;
+        assert_eq!(
+            serde_json::from_str::<CpuTemplate>(arm).unwrap(),
+            CpuTemplate::default()
         );
     }
 

@@ -6,6 +6,8 @@ use msr_bus::{DeviceConfig, ExitReason, Fallback, Unclaimed};
 use msr_filter::{FilterConfig, Verdict};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::InitialMsr;
+
 /// Who answers which MSR.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -22,6 +24,9 @@ pub struct MsrConfig {
     /// What the kernel may answer, apart from what devices claim.
     #[serde(skip_serializing_if = "is_default")]
     pub filter: FilterConfig,
+    /// What MSRs that KVM keeps hold when a vCPU starts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub initial: Vec<InitialMsr>,
     /// The MSR devices.
     #[serde(rename = "device", skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceConfig>,
@@ -34,6 +39,7 @@ impl Default for MsrConfig {
             unclaimed: Fallback::default(),
             profile: None,
             filter: no_rules(),
+            initial: Vec::new(),
             devices: Vec::new(),
         }
     }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use kvm_ioctls::{Cap, MsrExitReason, VmFd};
+use kvm_ioctls::{Cap, MsrExitReason, VcpuFd, VmFd};
 use msr_bus::{
     BuildError, DeviceContext, DeviceModel, ExitReason, MsrBus, MsrDevice, MsrObserver, MsrRange,
 };
 use msr_filter::{Access, CompileError, FilterSpec, InstallError, MsrFilter, Rule, Verdict};
 
 use crate::MsrConfig;
+use crate::initial::{self, InitialMsr, OnRefusal, RefusedMsr, RefusedMsrs};
 use crate::profile::{self, ProfileError};
 use crate::source::{self, RuleSource};
 
@@ -24,6 +25,8 @@ pub struct MsrPlan {
     pub filter: MsrFilter,
     /// The reasons for which KVM asks userspace.
     pub exits: Vec<ExitReason>,
+    /// What MSRs that KVM keeps hold when a vCPU starts; no device claims them.
+    pub initial: Vec<InitialMsr>,
 }
 
 /// Why a configuration cannot be carried out.
@@ -65,6 +68,33 @@ pub enum PlanError {
     /// The profile cannot be had.
     #[error("msr.profile: {0}")]
     Profile(#[from] ProfileError),
+    /// An MSR has an initial value, which KVM would keep, and a device that answers in KVM's place.
+    #[error(
+        "[[msr.initial]] number {number}: device `{device}` claims {claim}, so the guest would never see the initial value \
+         of MSR {index:#x} in KVM: take the MSR out of one of them"
+    )]
+    InitialClaimed {
+        /// The initial value's place in the configuration, from 1.
+        number: usize,
+        /// The MSR.
+        index: u32,
+        /// The device.
+        device: String,
+        /// The device's range.
+        claim: MsrRange,
+    },
+    /// An MSR has two initial values.
+    #[error(
+        "[[msr.initial]] numbers {first} and {second} are both for MSR {index:#x}: an MSR has one initial value"
+    )]
+    InitialTwice {
+        /// The MSR.
+        index: u32,
+        /// The place of the first in the configuration, from 1.
+        first: usize,
+        /// The place of the second.
+        second: usize,
+    },
     /// The rules need more ranges than KVM takes.
     #[error(
         "[msr.filter]: rules and devices need {needed} filter ranges, and KVM takes at most 16; \
@@ -90,6 +120,12 @@ pub enum PlanError {
     /// KVM refused to exit for MSR accesses.
     #[error("KVM_ENABLE_CAP(KVM_CAP_X86_USER_SPACE_MSR) failed: {0}")]
     Enable(kvm_ioctls::Error),
+    /// KVM refused initial values.
+    #[error("[[msr.initial]]: this host's KVM does not take {}; with refused = \"warn\" the VM is built without", RefusedMsrs(.0))]
+    InitialRefused(Vec<RefusedMsr>),
+    /// KVM refused an ioctl on a vCPU's MSRs.
+    #[error("KVM_SET_MSRS failed: {0}")]
+    SetMsrs(kvm_ioctls::Error),
     /// KVM refused the filter.
     #[error(transparent)]
     Install(#[from] InstallError),
@@ -100,7 +136,7 @@ impl PlanError {
     pub fn is_usage(&self) -> bool {
         !matches!(
             self,
-            Self::MissingCapability { .. } | Self::Enable(_) | Self::Install(_)
+            Self::MissingCapability { .. } | Self::Enable(_) | Self::Install(_) | Self::SetMsrs(_)
         )
     }
 }
@@ -130,6 +166,7 @@ impl MsrPlan {
             builder = builder.observer(observer);
         }
         let bus = builder.build()?;
+        check_initial(&config.initial, &bus)?;
         let (spec, sources) = derive(config, &bus)?;
         let filter = spec.compile().map_err(|error| match error {
             CompileError::TooManyRanges {
@@ -148,7 +185,30 @@ impl MsrPlan {
             sources,
             filter,
             exits: config.exits.clone(),
+            initial: config.initial.clone(),
         })
+    }
+
+    /// Whether a device answers the MSR, or it has an initial value in KVM.
+    pub fn has_msr(&self, index: u32) -> bool {
+        self.bus.device(index).is_some() || self.initial.iter().any(|i| i.index == index)
+    }
+
+    /// Gives a vCPU its initial values, once it has its CPUID. Returns what KVM refused and may be without.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError::InitialRefused`] for values that may not be refused, and [`PlanError::SetMsrs`].
+    pub fn set_initial(&self, vcpu: &VcpuFd) -> Result<Vec<RefusedMsr>, PlanError> {
+        let refused = initial::set(vcpu, &self.initial).map_err(PlanError::SetMsrs)?;
+        let (errors, warnings): (Vec<_>, Vec<_>) = refused
+            .into_iter()
+            .partition(|refused| refused.initial.refused == OnRefusal::Error);
+        if errors.is_empty() {
+            Ok(warnings)
+        } else {
+            Err(PlanError::InitialRefused(errors))
+        }
     }
 
     /// Tells KVM to ask userspace, and what about. Belongs before the first vCPU runs.
@@ -195,6 +255,31 @@ fn require(vm: &VmFd, cap: Cap, name: &'static str) -> Result<(), PlanError> {
             since: "Linux 5.10 and later have it",
         })
     }
+}
+
+/// Each initial value is of an MSR of its own, and of one that KVM answers.
+fn check_initial(initial: &[InitialMsr], bus: &MsrBus) -> Result<(), PlanError> {
+    for (place, InitialMsr { index, .. }) in initial.iter().enumerate() {
+        let (number, index) = (place + 1, *index);
+        if let Some(first) = initial[..place].iter().position(|i| i.index == index) {
+            return Err(PlanError::InitialTwice {
+                index,
+                first: first + 1,
+                second: number,
+            });
+        }
+        let one = MsrRange::single(index);
+        if let Some((claim, device)) = bus.claims().find(|(c, _)| c.intersection(one).is_some()) {
+            let device = device.name().to_owned();
+            return Err(PlanError::InitialClaimed {
+                number,
+                index,
+                device,
+                claim,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The claims are denied in the kernel, so that KVM asks; then come the user's own rules, then the profile's.

@@ -12,7 +12,7 @@ use crate::config::{Config, ConfigError};
 use crate::control::Control;
 use crate::cpu::msrs;
 use crate::cpu::topology::apic_id;
-use crate::cpu::{Cpuid, HostCpu};
+use crate::cpu::{ByEffect, Cpuid, HostCpu, OnUnoffered, Unoffered};
 use crate::devices::virtio;
 use crate::machine::{Machine, create_interrupt_controllers, virtio_devices};
 use crate::memory;
@@ -21,7 +21,7 @@ use crate::timing::{BootEvent, BootTiming};
 use crate::vcpu::Vcpu;
 use crate::vm::{Vm, VmError};
 use msr_kvm::HostClock;
-use msr_kvm::{MsrPlan, VcpuView};
+use msr_kvm::{MsrPlan, RefusedMsrs, VcpuView};
 
 /// Collects what a VM is made of, beyond its configuration.
 pub struct VmBuilder {
@@ -123,11 +123,21 @@ impl VmBuilder {
         let fds = create_vcpus(&vm, topology)?;
         let host = HostCpu::query(&kvm, &fds[0])?;
         clock.set_tsc_khz(host.tsc_khz);
-        let cpuid = Cpuid::new(&host, &config.cpu, topology)?;
+        let has_msr = |index| plan.has_msr(index);
+        let cpuid = Cpuid::new(&host, &config.cpu, topology, &has_msr)?;
+        warn_of_unoffered(cpuid.unoffered(), config.cpu.unoffered);
         for (id, fd) in (0..).map(VcpuId).zip(&fds) {
             fd.set_cpuid2(&cpuid.for_vcpu(id))
                 .map_err(VmError::kvm("KVM_SET_CPUID2"))?;
             msrs::set(fd)?;
+            let refused = plan.set_initial(fd)?;
+            // The vCPUs are alike.
+            if id == VcpuId(0) && !refused.is_empty() {
+                log::warn!(
+                    "this host's KVM does not take initial values of the CPU model; the guest goes without: {}",
+                    RefusedMsrs(&refused)
+                );
+            }
         }
         mark(BootEvent::Vcpus);
 
@@ -178,6 +188,21 @@ impl VmBuilder {
             shutdown_receiver,
             timing,
         })
+    }
+}
+
+/// Tells of features that KVM does not offer, before the guest may hang of one.
+fn warn_of_unoffered(unoffered: &[Unoffered], then: OnUnoffered) {
+    if then == OnUnoffered::Hide && !unoffered.is_empty() {
+        let names: Vec<&str> = unoffered.iter().map(|u| u.name.as_str()).collect();
+        let names = names.join(", ");
+        log::warn!(
+            "this host's KVM does not offer features of the CPU model, which are hidden: {names}"
+        );
+        return;
+    }
+    for line in ByEffect(unoffered).lines() {
+        log::warn!("this host's KVM does not offer features that the guest is shown: {line}");
     }
 }
 

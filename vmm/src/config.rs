@@ -240,7 +240,7 @@ fn read(path: &Path) -> Result<(Config, toml::Table), ConfigError> {
 }
 
 /// The known name that is most like the unknown one in a message of serde's, as a question to add to it.
-fn hint(message: &str) -> String {
+pub(crate) fn hint(message: &str) -> String {
     let mut names = message.split('`').skip(1).step_by(2);
     if !message.contains("unknown") {
         return String::new();

@@ -16,6 +16,7 @@ mod disk;
 mod life;
 mod linux;
 mod micro;
+mod models;
 mod profiles;
 mod smoke;
 mod smp;
@@ -31,6 +32,7 @@ fn trials() -> Vec<Trial> {
         life::trials(),
         linux::trials(),
         smp::trials(),
+        models::trials(),
         disk::trials(),
         profiles::trials(),
         devices::trials(),

@@ -8,8 +8,10 @@ use clap_complete::Shell;
 
 use crate::cli::import::ImportArgs;
 use crate::config::{Config, ConfigError, MemorySize};
+use crate::cpu::OnUnoffered;
 use crate::devices::virtio::block::DiskConfig;
 use crate::models::ModelName;
+use msr_kvm::OnRefusal;
 
 /// Boots Linux under KVM with MSR accesses answered in userspace.
 ///
@@ -103,6 +105,10 @@ pub struct RunArgs {
     /// How many seconds a guest may take to switch itself off after SIGTERM or SIGHUP [vm.grace].
     #[arg(long, value_name = "SECONDS")]
     pub grace: Option<u32>,
+    /// Boot no guest whose CPU this host's KVM cannot give in full: refuse features that it does not offer
+    /// [cpu.unoffered] and initial values that it does not take [msr.initial.refused].
+    #[arg(long)]
+    pub strict: bool,
     /// At the end, print which MSRs reached userspace, how often, and who answered.
     #[arg(long)]
     pub msr_stats: bool,
@@ -145,6 +151,12 @@ impl RunArgs {
         }
         if let Some(grace) = self.grace {
             vm.grace = grace;
+        }
+        if self.strict {
+            config.cpu.unoffered = OnUnoffered::Refuse;
+            for initial in &mut config.msr.initial {
+                initial.refused = OnRefusal::Error;
+            }
         }
         config.resolve(Path::new(""))?;
         Ok(config)

@@ -22,6 +22,13 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let index = range.first();
     let name = names::name(index).unwrap_or("(no name known)");
     let mut text = format!("MSR {index:#x} {name}\n");
+    if let Some(initial) = plan.initial.iter().find(|initial| initial.index == index) {
+        text += &format!("  starts as {:#x}", initial.value);
+        if initial.mask != u64::MAX {
+            text += &format!(", bits {:#x}", initial.mask);
+        }
+        text += ": [[msr.initial]]\n";
+    }
     for (kind, access) in [("read", Access::READ), ("write", Access::WRITE)] {
         let (who, why) = answer(&plan, index, access);
         text += &format!("  {kind:<6} {who}\n");

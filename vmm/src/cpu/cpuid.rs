@@ -6,7 +6,8 @@ use msr_bus::{Topology, VcpuId};
 
 use super::identity::Signature;
 use super::leaves::Leaves;
-use super::model::{CpuModel, CpuModelError, Identity};
+use super::model::{CpuModel, CpuModelError, Identity, OnUnoffered};
+use super::offered::{self, ByEffect, Unoffered};
 use super::vendor::Vendor;
 use super::{frequency, identity, topology_leaves, vendor};
 
@@ -61,6 +62,9 @@ pub enum CpuidError {
     /// There are more leaves than KVM takes.
     #[error("the guest's CPUID has {0} entries; KVM takes at most {KVM_MAX_CPUID_ENTRIES}")]
     TooManyEntries(usize),
+    /// Features are asked for that this host's KVM does not offer.
+    #[error("this host's KVM does not offer {}", ByEffect(.0))]
+    Unoffered(Vec<Unoffered>),
 }
 
 /// Gives a digital thermal sensor that KVM knows nothing of the two interrupt thresholds that each has (Intel SDM, volume 3,
@@ -75,6 +79,55 @@ fn thermal_thresholds(leaves: &mut Leaves) {
     });
 }
 
+/// The leaves that all vCPUs share.
+fn compose(host: &HostCpu, model: &CpuModel, identity: &Identity, topology: Topology) -> Leaves {
+    let mut leaves = Leaves::new(&host.supported);
+    let host_vendor = Vendor::of(&leaves);
+
+    let vendor = identity.vendor;
+    if vendor != host_vendor {
+        vendor::convert(&mut leaves, vendor);
+        vendor.write(&mut leaves);
+    }
+    identity.signature.write(&mut leaves, vendor.is_amd());
+    if let Some(brand) = &identity.brand {
+        identity::write_brand(&mut leaves, brand);
+    }
+    for bits in &model.leaves {
+        bits.apply(&mut leaves);
+    }
+    topology_leaves::write(&mut leaves, &topology, vendor.is_amd());
+    if vendor == Vendor::INTEL && host.tsc_khz != 0 {
+        frequency::write(&mut leaves, host.tsc_khz, model.base_mhz, model.max_mhz);
+    }
+    leaves.edit(1, 0, |entry| {
+        if host.tsc_deadline {
+            entry.ecx |= TSC_DEADLINE;
+        }
+        if model.hypervisor {
+            entry.ecx |= HYPERVISOR;
+        } else {
+            entry.ecx &= !HYPERVISOR;
+        }
+    });
+    if !model.hypervisor {
+        leaves.remove_hypervisor();
+    }
+    if !model.pmu {
+        for leaf in PERFORMANCE_MONITORING {
+            leaves.remove(leaf);
+        }
+    }
+    for feature in &model.show {
+        feature.set(&mut leaves, true);
+    }
+    for feature in &model.hide {
+        feature.set(&mut leaves, false);
+    }
+    thermal_thresholds(&mut leaves);
+    leaves
+}
+
 /// The CPUID of every vCPU of a guest.
 #[derive(Clone, Debug)]
 pub struct Cpuid {
@@ -83,64 +136,50 @@ pub struct Cpuid {
     identity: Identity,
     hypervisor: bool,
     tsc_khz: u32,
+    unoffered: Vec<Unoffered>,
 }
 
 impl Cpuid {
-    /// Makes `model` with `topology` out of what the host offers.
+    /// Makes `model` with `topology` out of what the host offers. `has_msr` says whether a device or an initial value stands
+    /// for an MSR, and with that for the features that consist of it.
     ///
     /// # Errors
     ///
     /// [`CpuidError`], with the key of the configuration where it is that.
-    pub fn new(host: &HostCpu, model: &CpuModel, topology: Topology) -> Result<Self, CpuidError> {
-        let mut leaves = Leaves::new(&host.supported);
-        let host_vendor = Vendor::of(&leaves);
-        let identity = model.identity(host_vendor, Signature::of(&leaves))?;
-
-        let vendor = identity.vendor;
-        if vendor != host_vendor {
-            vendor::convert(&mut leaves, vendor);
-            vendor.write(&mut leaves);
-        }
-        identity.signature.write(&mut leaves, vendor.is_amd());
-        if let Some(brand) = &identity.brand {
-            identity::write_brand(&mut leaves, brand);
-        }
-        topology_leaves::write(&mut leaves, &topology, vendor.is_amd());
-        if vendor == Vendor::INTEL && host.tsc_khz != 0 {
-            frequency::write(&mut leaves, host.tsc_khz, model.base_mhz, model.max_mhz);
-        }
-        leaves.edit(1, 0, |entry| {
-            if host.tsc_deadline {
-                entry.ecx |= TSC_DEADLINE;
+    pub fn new(
+        host: &HostCpu,
+        model: &CpuModel,
+        topology: Topology,
+        has_msr: &dyn Fn(u32) -> bool,
+    ) -> Result<Self, CpuidError> {
+        let supported = Leaves::new(&host.supported);
+        let identity = model.identity(Vendor::of(&supported), Signature::of(&supported))?;
+        let mut leaves = compose(host, model, &identity, topology);
+        let unasked = CpuModel {
+            show: Vec::new(),
+            leaves: Vec::new(),
+            ..model.clone()
+        };
+        let offered = compose(host, &unasked, &identity, topology);
+        let unoffered = offered::find(&offered, &leaves, has_msr);
+        match model.unoffered {
+            OnUnoffered::Refuse if !unoffered.is_empty() => {
+                return Err(CpuidError::Unoffered(unoffered));
             }
-            if model.hypervisor {
-                entry.ecx |= HYPERVISOR;
-            } else {
-                entry.ecx &= !HYPERVISOR;
+            OnUnoffered::Hide => {
+                for feature in &unoffered {
+                    feature.hide(&offered, &mut leaves);
+                }
             }
-        });
-        if !model.hypervisor {
-            leaves.remove_hypervisor();
+            _ => {}
         }
-        if !model.pmu {
-            for leaf in PERFORMANCE_MONITORING {
-                leaves.remove(leaf);
-            }
-        }
-        for feature in &model.show {
-            feature.set(&mut leaves, true);
-        }
-        for feature in &model.hide {
-            feature.set(&mut leaves, false);
-        }
-        thermal_thresholds(&mut leaves);
-
         let cpuid = Self {
             leaves,
             topology,
             identity,
             hypervisor: model.hypervisor,
             tsc_khz: host.tsc_khz,
+            unoffered,
         };
         // Each vCPU's has the same leaves, so this tells of all of them.
         let entries = cpuid.leaves_of(VcpuId(0)).entries().len();
@@ -170,6 +209,11 @@ impl Cpuid {
         let is_amd = self.identity.vendor.is_amd();
         topology_leaves::write_vcpu(&mut leaves, &self.topology, vcpu, is_amd);
         leaves
+    }
+
+    /// The features that the configuration asks for and this host's KVM does not offer.
+    pub fn unoffered(&self) -> &[Unoffered] {
+        &self.unoffered
     }
 
     /// The vendor that the guest sees.
@@ -219,7 +263,10 @@ mod tests {
     }
 
     fn cpuid(model: &str, topology: Topology) -> Cpuid {
-        Cpuid::new(&host(), &toml::from_str(model).unwrap(), topology).unwrap()
+        Cpuid::new(&host(), &toml::from_str(model).unwrap(), topology, &|_| {
+            true
+        })
+        .unwrap()
     }
 
     fn leaves(model: &str) -> Leaves {
@@ -307,7 +354,7 @@ mod tests {
             stepping: Some(16),
             ..CpuModel::default()
         };
-        let error = Cpuid::new(&host(), &model, Topology::flat(1)).unwrap_err();
+        let error = Cpuid::new(&host(), &model, Topology::flat(1), &|_| true).unwrap_err();
         assert!(matches!(
             error,
             CpuidError::Model(CpuModelError::TooLarge { .. })

@@ -8,14 +8,49 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::leaves::Leaves;
+use super::leaves::{Leaves, Registers};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Register {
+/// A register that CPUID writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Register {
     Eax,
     Ebx,
     Ecx,
     Edx,
+}
+
+impl Register {
+    /// The register of this name, in small letters.
+    pub(crate) fn by_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "eax" => Eax,
+            "ebx" => Ebx,
+            "ecx" => Ecx,
+            "edx" => Edx,
+            _ => return None,
+        })
+    }
+
+    /// The register among the four.
+    pub(super) fn of(self, registers: &mut Registers) -> &mut u32 {
+        match self {
+            Eax => &mut registers.eax,
+            Ebx => &mut registers.ebx,
+            Ecx => &mut registers.ecx,
+            Edx => &mut registers.edx,
+        }
+    }
+}
+
+impl fmt::Display for Register {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Eax => "EAX",
+            Ebx => "EBX",
+            Ecx => "ECX",
+            Edx => "EDX",
+        })
+    }
 }
 
 use Register::{Eax, Ebx, Ecx, Edx};
@@ -162,15 +197,8 @@ impl Feature {
             })
     }
 
-    /// The feature that a bit of CPUID is, by the register's name in small letters; `None` where it has no name.
-    pub(crate) fn at(leaf: u32, subleaf: u32, register: &str, bit: u32) -> Option<Self> {
-        let register = match register {
-            "eax" => Eax,
-            "ebx" => Ebx,
-            "ecx" => Ecx,
-            "edx" => Edx,
-            _ => return None,
-        };
+    /// The feature that a bit of CPUID is; `None` where it has no name.
+    pub(crate) fn at(leaf: u32, subleaf: u32, register: Register, bit: u32) -> Option<Self> {
         Self::all().find(|feature| {
             (feature.leaf, feature.subleaf, feature.register, feature.bit)
                 == (leaf, subleaf, register, bit)
@@ -185,12 +213,7 @@ impl Feature {
     /// Shows or hides the feature.
     pub(super) fn set(self, leaves: &mut Leaves, show: bool) {
         let mut registers = leaves.get(self.leaf, self.subleaf);
-        let register = match self.register {
-            Eax => &mut registers.eax,
-            Ebx => &mut registers.ebx,
-            Ecx => &mut registers.ecx,
-            Edx => &mut registers.edx,
-        };
+        let register = self.register.of(&mut registers);
         let before = *register;
         if show {
             *register |= 1 << self.bit;

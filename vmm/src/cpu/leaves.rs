@@ -81,6 +81,23 @@ impl Leaves {
         }
     }
 
+    /// Edits the registers of a leaf, or subleaf, that is there.
+    pub(super) fn edit_registers(
+        &mut self,
+        leaf: u32,
+        subleaf: u32,
+        edit: impl FnOnce(&mut Registers),
+    ) {
+        let mut registers = self.get(leaf, subleaf);
+        edit(&mut registers);
+        self.edit(leaf, subleaf, |entry| {
+            entry.eax = registers.eax;
+            entry.ebx = registers.ebx;
+            entry.ecx = registers.ecx;
+            entry.edx = registers.edx;
+        });
+    }
+
     /// Every subleaf of `leaf` that is there.
     pub(super) fn subleaves(&mut self, leaf: u32) -> impl Iterator<Item = &mut kvm_cpuid_entry2> {
         self.entries.iter_mut().filter(move |e| e.function == leaf)

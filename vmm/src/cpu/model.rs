@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::features::Feature;
 use super::identity::{BRAND_MAX, FAMILY_MAX, STEPPING_MAX, Signature, model_max};
+use super::leaf_bits::{LeafBits, decided_elsewhere};
 use super::vendor::Vendor;
 
 /// The brand string of a CPU that has another vendor than the host's and no brand string of its own.
@@ -48,6 +49,30 @@ pub struct CpuModel {
     /// `aperfmperf`). Showing others promises the guest what it has not got.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub show: Vec<Feature>,
+    /// Bits of CPUID by leaf, subleaf and register, `[[cpu.leaf]]`. What `show` and `hide` name wins over them.
+    #[serde(rename = "leaf", skip_serializing_if = "Vec::is_empty")]
+    pub leaves: Vec<LeafBits>,
+    /// What becomes of features that `show` and `[[cpu.leaf]]` ask for, this host's KVM does not offer, and no MSR device
+    /// implements.
+    #[serde(skip_serializing_if = "is_show")]
+    pub unoffered: OnUnoffered,
+}
+
+/// What becomes of features that are asked for and that this host's KVM does not offer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnoffered {
+    /// The guest is shown them, and a warning tells what will come of it.
+    #[default]
+    Show,
+    /// They are hidden from the guest, and a warning names them.
+    Hide,
+    /// The VM is not built.
+    Refuse,
+}
+
+fn is_show(unoffered: &OnUnoffered) -> bool {
+    *unoffered == OnUnoffered::Show
 }
 
 impl Default for CpuModel {
@@ -65,6 +90,8 @@ impl Default for CpuModel {
             pmu: true,
             hide: Vec::new(),
             show: Vec::new(),
+            leaves: Vec::new(),
+            unoffered: OnUnoffered::Show,
         }
     }
 }
@@ -95,6 +122,22 @@ pub enum CpuModelError {
         host: Vendor,
         /// The key that is missing.
         missing: &'static str,
+    },
+    /// A bit of CPUID is not the configuration's to give.
+    #[error(
+        "cpu.leaf {leaf:#x}, subleaf {subleaf}: bits {bits:#x} of {register} cannot be given: {why}"
+    )]
+    Decided {
+        /// The leaf.
+        leaf: u32,
+        /// The subleaf.
+        subleaf: u32,
+        /// The register.
+        register: String,
+        /// The bits.
+        bits: u32,
+        /// What decides them.
+        why: &'static str,
     },
     /// A feature is both hidden and shown.
     #[error("cpu.hide and cpu.show both have `{0}`")]
@@ -184,6 +227,7 @@ impl CpuModel {
         if let Some(feature) = self.hide.iter().find(|feature| self.show.contains(feature)) {
             return Err(CpuModelError::HiddenAndShown(*feature));
         }
+        self.check_leaves()?;
         Ok(Identity {
             vendor,
             signature: Signature {
@@ -193,6 +237,29 @@ impl CpuModel {
             },
             brand,
         })
+    }
+}
+
+impl CpuModel {
+    /// No bit is given that something else decides.
+    fn check_leaves(&self) -> Result<(), CpuModelError> {
+        for bits in &self.leaves {
+            let (leaf, subleaf) = (bits.leaf.0, bits.subleaf.0);
+            for (register, given) in bits.registers() {
+                if let Some((decided, why)) = decided_elsewhere(leaf, subleaf, register)
+                    && given.mask & decided != 0
+                {
+                    return Err(CpuModelError::Decided {
+                        leaf,
+                        subleaf,
+                        register: register.to_string(),
+                        bits: given.mask & decided,
+                        why,
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -277,6 +344,10 @@ mod tests {
             (
                 "hide = [\"aes\"]\nshow = [\"aes\"]",
                 "cpu.hide and cpu.show both have `aes`",
+            ),
+            (
+                "[[leaf]]\nleaf = 4\nsubleaf = 1\neax = \"0x21\"",
+                "cpu.leaf 0x4, subleaf 1: bits 0xffffc000 of EAX cannot be given: vm.topology decides them",
             ),
         ] {
             assert_eq!(identity(text).unwrap_err().to_string(), message);

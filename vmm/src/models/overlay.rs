@@ -1,12 +1,14 @@
 //! A configuration laid over the model it names.
 
+use msr_filter::MsrRange;
 use toml::{Table, Value};
 
 /// Lays `config`, the keys of a configuration, over those of a `model`.
 ///
 /// A key of the configuration wins over the model's, and tables are laid over each other key by key. Lists are joined:
 /// filter rules with the configuration's first, because the first that matches decides; devices and features with the
-/// model's first. A device of the same name and type as one of the model's (the name is the type unless given) is
+/// model's first, and so are bits of CPUID leaves; initial values, of which the configuration's replaces the model's for the
+/// same MSR. A device of the same name and type as one of the model's (the name is the type unless given) is
 /// that device, with the configuration's keys laid over the model's.
 pub fn overlay(config: Table, model: Table) -> Table {
     overlay_table("", config, model)
@@ -31,7 +33,14 @@ fn overlay_table(path: &str, over: Table, mut under: Table) -> Table {
                 rules.extend(below);
                 Value::Array(rules)
             }
-            ("cpu.hide" | "cpu.show", Some(Value::Array(mut below)), Value::Array(features)) => {
+            ("msr.initial", Some(Value::Array(below)), Value::Array(values)) => {
+                Value::Array(overlay_initial(values, below))
+            }
+            (
+                "cpu.hide" | "cpu.show" | "cpu.leaf",
+                Some(Value::Array(mut below)),
+                Value::Array(features),
+            ) => {
                 below.extend(features);
                 Value::Array(below)
             }
@@ -51,6 +60,24 @@ fn overlay_devices(devices: Vec<Value>, mut under: Vec<Value>) -> Vec<Value> {
             // The device's own keys are replaced whole: what tables within them mean is the device's affair.
             (Some(Value::Table(below)), Value::Table(device)) => below.extend(device),
             (_, device) => under.push(device),
+        }
+    }
+    under
+}
+
+/// A configuration's initial value takes the place of the model's for the same MSR.
+fn overlay_initial(values: Vec<Value>, mut under: Vec<Value>) -> Vec<Value> {
+    let index = |value: &Value| -> Option<u32> {
+        let range: MsrRange = value.get("msr")?.clone().try_into().ok()?;
+        Some(range.first())
+    };
+    for value in values {
+        let same = under
+            .iter_mut()
+            .find(|below| index(below).is_some() && index(below) == index(&value));
+        match same {
+            Some(below) => *below = value,
+            None => under.push(value),
         }
     }
     under

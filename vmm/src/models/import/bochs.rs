@@ -7,18 +7,39 @@
 //! An ignored bit keeps its value whatever is written. A write that would change a reserved bit is #GP; a model's table
 //! has bits that must be written as 0, which is the same where the bit is 0.
 
+use std::collections::BTreeMap;
+
 use toml::Value;
 
 use super::{Imported, device, msr, table, value};
 
-/// What is wrong with a line of `msrs.def`.
+/// What is wrong with an `msrs.def`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {problem}: a line has an index, a type and six hexadecimal numbers")]
-pub struct BochsError {
-    /// The line's number, from 1.
-    pub line: usize,
-    /// What is wrong.
-    pub problem: String,
+#[non_exhaustive]
+pub enum BochsError {
+    /// A line describes no register.
+    #[error("line {line}: {problem}: a line has an index, a type and six hexadecimal numbers")]
+    Line {
+        /// The line's number, from 1.
+        line: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Two lines describe the same register.
+    #[error("lines {first} and {second} both describe MSR {index:#x}: keep one of them")]
+    Twice {
+        /// The MSR.
+        index: u32,
+        /// The first line's number, from 1.
+        first: usize,
+        /// The second's.
+        second: usize,
+    },
+    /// There is no register at all.
+    #[error(
+        "the file describes no register: an msrs.def has a line for each, of an index, a type and six hexadecimal numbers"
+    )]
+    Empty,
 }
 
 /// A value of this type has to be a canonical linear address.
@@ -42,22 +63,29 @@ struct Register {
 pub fn import(text: &str) -> Result<Imported, BochsError> {
     let mut imported = Imported::new("imported from Bochs' msrs.def");
     let mut registers = Vec::new();
+    let mut lines = BTreeMap::new();
     for (number, line) in (1..).zip(text.lines()) {
         if line.starts_with('#') || line.trim().is_empty() {
             continue;
         }
-        let register = parse(line).map_err(|problem| BochsError {
+        let register = parse(line).map_err(|problem| BochsError::Line {
             line: number,
             problem,
         })?;
+        if let Some(first) = lines.insert(register.index, number) {
+            return Err(BochsError::Twice {
+                index: register.index,
+                first,
+                second: number,
+            });
+        }
         registers.push(describe(&register, &mut imported));
     }
     if registers.is_empty() {
-        imported.note("The file describes no register.");
-    } else {
-        let devices = &mut imported.model.msr.devices;
-        devices.push(device("table", [("register", Value::Array(registers))]));
+        return Err(BochsError::Empty);
     }
+    let devices = &mut imported.model.msr.devices;
+    devices.push(device("table", [("register", Value::Array(registers))]));
     Ok(imported)
 }
 
@@ -212,8 +240,20 @@ mod tests {
             ("10", "there is no type"),
         ] {
             let error = import(&format!("# a comment\n{line}\n")).unwrap_err();
-            assert_eq!(error.line, 2);
-            assert_eq!(error.problem, problem);
+            let problem = problem.to_owned();
+            assert_eq!(error, BochsError::Line { line: 2, problem });
+        }
+    }
+
+    #[test]
+    fn a_register_twice_and_no_register_at_all_are_refused() {
+        let error = import("10 0 0 0 0 0 0 0\n#\n0x10 0 0 1 0 0 0 0\n").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "lines 1 and 3 both describe MSR 0x10: keep one of them"
+        );
+        for empty in ["", "\n# nothing but comments\n"] {
+            assert_eq!(import(empty).unwrap_err(), BochsError::Empty);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod bochs;
 pub mod firecracker;
+mod kvm_msrs;
 
 use std::fmt;
 

@@ -62,6 +62,42 @@ fn a_device_of_the_same_name_is_the_models_with_keys_changed() {
 }
 
 #[test]
+fn an_initial_value_takes_the_place_of_the_models_for_the_same_msr() {
+    let initial = |msr: &str, value| format!("[[msr.initial]]\nmsr = {msr}\nvalue = {value}\n");
+    let config = layered(
+        &(initial("0x8b", 7) + &initial("0x174", 2)),
+        &(initial("\"IA32_BIOS_SIGN_ID\"", 1) + &initial("0x10a", 3)),
+    );
+    let values: Vec<_> = config
+        .msr
+        .initial
+        .iter()
+        .map(|i| (i.index, i.value))
+        .collect();
+    assert_eq!(values, [(0x8b, 7), (0x10a, 3), (0x174, 2)]);
+}
+
+#[test]
+fn an_msr_has_one_initial_value_and_no_device_beside_it() {
+    let refused = |config: &str| {
+        let config: Config = toml::from_str(config).unwrap();
+        let context = context(&config.cpu, Topology::flat(1));
+        let plan = msr_kvm::MsrPlan::new(&config.msr, &[], None, &context);
+        plan.err().unwrap().to_string()
+    };
+    let initial = "[[msr.initial]]\nmsr = 0x8b\nvalue = 1\n";
+    let error = refused(&format!("{initial}{initial}"));
+    assert!(
+        error.contains("numbers 1 and 2 are both for MSR 0x8b"),
+        "{error}"
+    );
+    let error = refused(&format!(
+        "{initial}[[msr.device]]\ntype = \"scratch\"\nmsr = 0x8b\n"
+    ));
+    assert!(error.contains("device `scratch` claims 0x8b"), "{error}");
+}
+
+#[test]
 fn features_of_both_are_hidden() {
     let config = layered("[cpu]\nhide = [\"avx2\"]", "[cpu]\nhide = [\"pdcm\"]");
     let names: Vec<_> = config.cpu.hide.iter().map(Feature::name).collect();
