@@ -4,7 +4,7 @@
 #
 #   vmlinuz   the bzImage
 #   modules/  the tree of lib/modules/<version>, compressed where Debian has it so
-#   version   the kernel's release, as uname -r says it, and the package's version
+#   version   the kernel's release, as uname -r says it, and the package's version, for people
 #
 # SUITE is bookworm (Linux 6.1) or trixie (6.12), FLAVOUR cloud or full. It comes at the newest patch
 # level, security updates included, from Debian's archive, whatever this machine runs. Nothing is
@@ -49,9 +49,9 @@ fill() {
     [ -f "$image" ] && [ -d "$modules" ] || die "$package holds no kernel image or no modules"
     mv "$image" "$into/vmlinuz"
     mv "$modules" "$into/modules"
-    echo "${image##*/vmlinuz-} $(debian_version "$suite" "$package")" >"$into/version"
+    echo "Linux ${image##*/vmlinuz-} ($(debian_version "$suite" "$package"))" >"$into/version"
     rm -rf "$into/boot" "$into/lib" "$into/usr"
-    say "Linux $(cat "$into/version") is in target/kernels/$suite/$flavour"
+    say "$(cat "$into/version") is in target/kernels/$suite/$flavour"
 }
 
 build_once "$target/kernels/$suite/$flavour" fill

@@ -344,6 +344,7 @@ fn pack_kernel(
 ) -> Result<(), AssetError> {
     let directory = format!("{ROOT}/kernels/{release}/{}", flavour.name());
     vm.file(format!("{directory}/vmlinuz"), kernel.image());
+    vm.contents(format!("{directory}/version"), kernel.version());
     let built_in = kernel.modules_directory().join("modules.builtin");
     if built_in.exists() {
         vm.file(format!("{directory}/modules/modules.builtin"), built_in);

@@ -159,7 +159,7 @@ impl Kernel {
         let recorded = fs::read_to_string(self.image.with_file_name("version"));
         recorded.map_or_else(
             |_| self.image.display().to_string(),
-            |text| format!("Linux {}", text.trim()),
+            |text| text.trim().to_owned(),
         )
     }
 

@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use guest_tests::assets;
+use guest_tests::guest::{Folder, TINY_ADDRESS, TinyKernel};
 use guest_tests::nested::outer::{OuterError, OuterVm};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -35,6 +36,14 @@ fn main() -> ExitCode {
         Trial::test("a_kernel_panic_is_an_error", a_kernel_panic_is_an_error),
         Trial::test("a_hang_ends_at_the_limit", a_hang_ends_at_the_limit),
         Trial::test(
+            "an_outer_vm_that_hangs_is_told_with_its_registers",
+            a_hanging_outer_vm_is_told,
+        ),
+        Trial::test(
+            "the_demo_tells_a_guest_that_hangs_within_20_seconds",
+            the_demo_tells_a_hang,
+        ),
+        Trial::test(
             "a_missing_program_is_an_error",
             a_missing_program_is_an_error,
         ),
@@ -56,6 +65,7 @@ fn end_as(ending: &str) -> ExitCode {
         "hang" => loop {
             std::thread::park();
         },
+        "starve" => starve(),
         status => ExitCode::from(status.parse::<u8>().expect("a status")),
     }
 }
@@ -66,6 +76,9 @@ fn run(program: &str, ending: &str) -> Result<Result<u8, OuterError>, Failed> {
         .file("/bin/outer-vm-test", std::env::current_exe()?);
     if ending == "hang" {
         vm.limit(Duration::from_secs(15));
+    }
+    if ending == "starve" {
+        vm.silence(Duration::from_secs(6));
     }
     Ok(vm.run(&assets::outer_kernel()?))
 }
@@ -103,6 +116,69 @@ fn a_hang_ends_at_the_limit() -> Result<(), Failed> {
         Err(OuterError::TimedOut { .. }) => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
+}
+
+/// Lets nothing else run, the init's heartbeat included: real-time threads on both CPUs that never yield.
+fn starve() -> ExitCode {
+    std::fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1").expect("root may");
+    let spin = || {
+        let highest = libc::sched_param { sched_priority: 99 };
+        // SAFETY: the parameter is valid; 0 is this thread.
+        let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const highest) };
+        assert_eq!(done, 0, "root may");
+        loop {
+            std::hint::spin_loop();
+        }
+    };
+    std::thread::spawn(spin);
+    spin()
+}
+
+fn a_hanging_outer_vm_is_told() -> Result<(), Failed> {
+    match ending("starve")? {
+        Err(OuterError::Silent { registers, .. })
+            if registers.contains("RIP=") && registers.contains("CPU#1") =>
+        {
+            Ok(())
+        }
+        other => Err(format!("{other:?}").into()),
+    }
+}
+
+fn the_demo_tells_a_hang() -> Result<(), Failed> {
+    const LIMIT: Duration = Duration::from_secs(20);
+    let folder = Folder::new()?;
+    let kernel = folder.file("kernel", TinyKernel::new()?.hang()?.elf()?)?;
+    let mut demo = Command::new(assets::executable("demo")?)
+        .env("KERNEL", kernel)
+        .env("MODULES", assets::kernel()?.modules_directory())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()?;
+    // What it says of the guest comes from the outer VM, by standard output, or is its own.
+    let stdout = demo.stdout.take().ok_or("stdout is piped")?;
+    let mut said = String::new();
+    let mut booted = None;
+    let mut told = None;
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        if line.starts_with("demo: booting") {
+            booted = Some(Instant::now());
+        } else if line.contains("the guest hangs") {
+            told = booted.map(|booted| booted.elapsed());
+        }
+        said += &format!("{line}\n");
+    }
+    let status = demo.wait()?;
+    let rip = format!("rip {:016x}", TINY_ADDRESS + 1);
+    if status.code() == Some(1)
+        && told.is_some_and(|time| time < LIMIT)
+        && said.contains("vCPU 0: running, interrupts off")
+        && said.contains(&rip)
+    {
+        return Ok(());
+    }
+    Err(format!("{status}, told after {told:?}\n{said}").into())
 }
 
 fn a_missing_program_is_an_error() -> Result<(), Failed> {

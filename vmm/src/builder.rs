@@ -175,6 +175,7 @@ impl VmBuilder {
                 control: control.clone(),
                 shutdown: shutdown.clone(),
                 one_msr: VcpuView::room(),
+                exits: 0,
             })
             .collect();
         Ok(Vm {

@@ -3,9 +3,13 @@
 use std::cell::Cell;
 use std::ptr;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
+use msr_bus::VcpuId;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use crate::vcpu_report::VcpuReport;
 
 /// What a vCPU is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +24,8 @@ pub(crate) enum Command {
 pub(crate) struct Control {
     state: Mutex<State>,
     changed: Condvar,
+    /// Held by who collects reports.
+    collecting: Mutex<()>,
 }
 
 struct State {
@@ -30,6 +36,10 @@ struct State {
     parked: usize,
     /// vCPUs whose threads have not ended.
     alive: usize,
+    /// By vCPU: whether it owes a report.
+    asked: Vec<bool>,
+    /// The reports that the last call of [`Control::reports`] asked for, as far as they are there.
+    reports: Vec<VcpuReport>,
 }
 
 impl Control {
@@ -39,11 +49,38 @@ impl Control {
             pauses: 0,
             parked: 0,
             alive: vcpus,
+            asked: vec![false; vcpus],
+            reports: Vec::new(),
         };
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
+            collecting: Mutex::new(()),
         }
+    }
+
+    /// Asks every vCPU for a report of itself, by `kick`, and returns those that come within `limit`: one that a device
+    /// holds up sends none.
+    pub(crate) fn reports(&self, kick: impl FnOnce(), limit: Duration) -> Vec<VcpuReport> {
+        // There is nothing in it to be inconsistent.
+        let _collecting = self
+            .collecting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
+        state.reports.clear();
+        state.asked.fill(true);
+        drop(state);
+        self.changed.notify_all();
+        kick();
+        let incomplete = |state: &mut State| state.reports.len() < state.alive && !state.stopping;
+        let (mut state, _) = self
+            .changed
+            .wait_timeout_while(self.state(), limit, incomplete)
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut reports = std::mem::take(&mut state.reports);
+        reports.sort_by_key(|report| report.vcpu.0);
+        reports
     }
 
     /// Begins a pause. The vCPUs learn of it when they are kicked.
@@ -71,14 +108,23 @@ impl Control {
         drop(self.wait_while(self.state(), waiting));
     }
 
-    /// What a kicked vCPU does: stands still for as long as it should, then returns whether to go on.
-    pub(crate) fn checkpoint(&self) -> Command {
-        let waiting = |state: &mut State| state.pauses > 0 && !state.stopping;
+    /// What a kicked vCPU does: reports where it is asked to, stands still for as long as it should, then returns whether
+    /// to go on.
+    pub(crate) fn checkpoint(&self, vcpu: VcpuId, report: impl Fn() -> VcpuReport) -> Command {
+        let vcpu = vcpu.0 as usize;
+        let paused = |state: &State| state.pauses > 0 && !state.stopping;
         let mut state = self.state();
-        if waiting(&mut state) {
+        loop {
+            if std::mem::take(&mut state.asked[vcpu]) {
+                state.reports.push(report());
+                self.changed.notify_all();
+            }
+            if !paused(&state) {
+                break;
+            }
             state.parked += 1;
             self.changed.notify_all();
-            state = self.wait_while(state, waiting);
+            state = self.wait_while(state, |state| paused(state) && !state.asked[vcpu]);
             state.parked -= 1;
         }
         if state.stopping {
@@ -157,17 +203,35 @@ impl Drop for Kickable {
 
 #[cfg(test)]
 mod tests {
+    use crate::fault::VcpuRegisters;
+    use crate::vcpu_report::Activity;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
     use super::*;
 
-    /// Threads that count, as vCPUs execute, and look at the control all the time.
-    fn counting(control: &Arc<Control>, count: &Arc<AtomicUsize>) -> thread::JoinHandle<()> {
+    fn report(vcpu: u32) -> VcpuReport {
+        VcpuReport {
+            vcpu: VcpuId(vcpu),
+            activity: Activity::Running,
+            exits: 7,
+            registers: VcpuRegisters {
+                registers: None,
+                instruction: Vec::new(),
+            },
+        }
+    }
+
+    /// A thread that counts, as a vCPU executes, and looks at the control all the time.
+    fn counting(
+        control: &Arc<Control>,
+        vcpu: u32,
+        count: &Arc<AtomicUsize>,
+    ) -> thread::JoinHandle<()> {
         let (control, count) = (control.clone(), count.clone());
         thread::spawn(move || {
-            while control.checkpoint() == Command::Run {
+            while control.checkpoint(VcpuId(vcpu), || report(vcpu)) == Command::Run {
                 count.fetch_add(1, Ordering::Relaxed);
             }
             control.leave();
@@ -179,7 +243,7 @@ mod tests {
         let control = Arc::new(Control::new(2));
         let count = Arc::new(AtomicUsize::new(0));
         control.begin_pause();
-        let threads = [counting(&control, &count), counting(&control, &count)];
+        let threads = [0, 1].map(|vcpu| counting(&control, vcpu, &count));
         control.wait_parked();
         for _ in 0..1000 {
             // A second pause within the first, as the filter's replacement in a paused VM is.
@@ -204,6 +268,37 @@ mod tests {
     }
 
     #[test]
+    fn every_vcpu_that_lives_reports_whether_it_runs_or_is_paused() {
+        const LONG: Duration = Duration::from_secs(60);
+        let control = Arc::new(Control::new(3));
+        let count = Arc::new(AtomicUsize::new(0));
+        // The third has ended.
+        control.leave();
+        let threads = [0, 1].map(|vcpu| counting(&control, vcpu, &count));
+        let vcpus = || -> Vec<u32> {
+            let reports = control.reports(|| {}, LONG);
+            reports.iter().map(|report| report.vcpu.0).collect()
+        };
+        assert_eq!(vcpus(), [0, 1]);
+        control.begin_pause();
+        control.wait_parked();
+        let paused_at = count.load(Ordering::Relaxed);
+        assert_eq!(vcpus(), [0, 1]);
+        control.wait_parked();
+        assert_eq!(count.load(Ordering::Relaxed), paused_at);
+        control.stop();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn reports_that_do_not_come_are_not_waited_for() {
+        let control = Control::new(1);
+        assert!(control.reports(|| {}, Duration::from_millis(1)).is_empty());
+    }
+
+    #[test]
     fn a_pause_waits_for_no_vcpu_that_has_ended_nor_for_one_that_ends() {
         let control = Arc::new(Control::new(1));
         control.leave();
@@ -217,6 +312,6 @@ mod tests {
         };
         control.stop();
         waiting.join().unwrap();
-        assert_eq!(control.checkpoint(), Command::Stop);
+        assert_eq!(control.checkpoint(VcpuId(0), || report(0)), Command::Stop);
     }
 }

@@ -60,6 +60,30 @@ impl fmt::Display for FaultReason {
     }
 }
 
+/// A vCPU's registers and the instruction that they point to.
+#[derive(Clone, Debug)]
+pub struct VcpuRegisters {
+    /// The registers, where KVM gives them.
+    pub registers: Option<Box<(kvm_regs, kvm_sregs)>>,
+    /// The bytes at RIP, up to 15, where they can be read.
+    pub instruction: Vec<u8>,
+}
+
+impl VcpuRegisters {
+    /// Reads those of the vCPU behind `fd`.
+    pub(crate) fn read(fd: &VcpuFd, memory: &GuestMemoryMmap) -> Self {
+        let registers = fd.get_regs().ok().zip(fd.get_sregs().ok()).map(Box::new);
+        let instruction = registers.as_ref().map_or(Vec::new(), |registers| {
+            let (regs, sregs) = &**registers;
+            instruction_bytes(fd, memory, sregs.cs.base.wrapping_add(regs.rip))
+        });
+        Self {
+            registers,
+            instruction,
+        }
+    }
+}
+
 /// What a kernel developer wants to know of a vCPU that cannot go on.
 #[derive(Debug)]
 pub struct Fault {
@@ -67,10 +91,8 @@ pub struct Fault {
     pub vcpu: VcpuId,
     /// Why.
     pub reason: FaultReason,
-    /// Its registers, where KVM still gives them.
-    pub registers: Option<Box<(kvm_regs, kvm_sregs)>>,
-    /// The bytes at RIP, up to 15, where they can be read.
-    pub instruction: Vec<u8>,
+    /// Where it was.
+    pub registers: VcpuRegisters,
 }
 
 /// The longest instruction there is (SDM vol. 2, section 2.3.11).
@@ -79,16 +101,10 @@ const LONGEST_INSTRUCTION: usize = 15;
 impl Fault {
     /// Collects what there is to say of the vCPU behind `fd`.
     pub fn new(vcpu: VcpuId, reason: FaultReason, fd: &VcpuFd, memory: &GuestMemoryMmap) -> Self {
-        let registers = fd.get_regs().ok().zip(fd.get_sregs().ok()).map(Box::new);
-        let instruction = registers.as_ref().map_or(Vec::new(), |registers| {
-            let (regs, sregs) = &**registers;
-            instruction_bytes(fd, memory, sregs.cs.base.wrapping_add(regs.rip))
-        });
         Self {
             vcpu,
             reason,
-            registers,
-            instruction,
+            registers: VcpuRegisters::read(fd, memory),
         }
     }
 }
@@ -99,7 +115,7 @@ impl Fault {
     fn was_reset(&self) -> bool {
         const RESET_VECTOR: u64 = 0xfff0;
         const RESET_BASE: u64 = 0xffff_0000;
-        self.registers.as_ref().is_some_and(|registers| {
+        self.registers.registers.as_ref().is_some_and(|registers| {
             let (regs, sregs) = &**registers;
             self.reason == FaultReason::Shutdown
                 && (regs.rip, sregs.cs.base) == (RESET_VECTOR, RESET_BASE)
@@ -125,12 +141,18 @@ fn instruction_bytes(fd: &VcpuFd, memory: &GuestMemoryMmap, rip: u64) -> Vec<u8>
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} stopped: {}", self.vcpu, self.reason)?;
-        let Some((r, s)) = self.registers.as_deref() else {
-            return write!(f, "  its registers cannot be read");
-        };
         if self.was_reset() {
             writeln!(f, "  KVM has reset this vCPU; what it did before is lost")?;
         }
+        self.registers.fmt(f)
+    }
+}
+
+impl fmt::Display for VcpuRegisters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((r, s)) = self.registers.as_deref() else {
+            return write!(f, "  its registers cannot be read");
+        };
         writeln!(
             f,
             "  rip {:016x}  rflags {:016x}  rsp {:016x}  rbp {:016x}",

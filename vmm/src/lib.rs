@@ -53,12 +53,14 @@ mod running;
 mod shutdown;
 mod timing;
 mod vcpu;
+mod vcpu_report;
 mod vm;
 
 pub use builder::VmBuilder;
 pub use config::Config;
-pub use fault::{Fault, FaultReason};
+pub use fault::{Fault, FaultReason, VcpuRegisters};
 pub use running::RunningVm;
 pub use shutdown::{ShutdownReason, ShutdownSender};
 pub use timing::{BootEvent, BootTiming};
+pub use vcpu_report::{Activity, VcpuReport};
 pub use vm::{Vm, VmError};

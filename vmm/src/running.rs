@@ -16,10 +16,14 @@ use crate::devices::serial::Console;
 use crate::devices::virtio::MmioDevice;
 use crate::shutdown::{ShutdownReason, ShutdownReceiver, ShutdownSender};
 use crate::timing::BootEvent;
+use crate::vcpu_report::VcpuReport;
 use crate::vm::{Vm, VmError};
 
 /// How long the console's writer may take over what a guest that ended by itself wrote last.
 const CONSOLE_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a vCPU may take to report.
+const REPORT_LIMIT: Duration = Duration::from_secs(1);
 
 /// A handle to a running VM. Dropping it stops the VM.
 pub struct RunningVm {
@@ -156,6 +160,14 @@ impl RunningVm {
         let installed = filter.install(&self.fd);
         self.control.end_pause();
         installed
+    }
+
+    /// Looks at every vCPU, paused or not, without holding it up. A vCPU that a device holds up for longer than a second
+    /// is missing.
+    ///
+    /// Not for an MSR device to call: its vCPU would wait for itself.
+    pub fn vcpu_reports(&self) -> Vec<VcpuReport> {
+        self.control.reports(|| self.kick(), REPORT_LIMIT)
     }
 
     /// The console, for its input.

@@ -13,6 +13,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::control::{Command, Control, Kickable};
 use crate::fault::{Fault, FaultReason};
 use crate::shutdown::{ShutdownReason, ShutdownSender};
+use crate::vcpu_report::VcpuReport;
 use msr_kvm::InternalError;
 use msr_kvm::{MsrExit, VcpuView, complete};
 
@@ -29,6 +30,8 @@ pub(crate) struct Vcpu {
     pub(crate) control: Arc<Control>,
     pub(crate) shutdown: ShutdownSender,
     pub(crate) one_msr: RefCell<Msrs>,
+    /// See [`VcpuReport::exits`].
+    pub(crate) exits: u64,
 }
 
 impl Vcpu {
@@ -37,7 +40,7 @@ impl Vcpu {
         // SAFETY: `self` is owned by this call, so `fd` outlives the guard, on this thread.
         let _kickable = unsafe { Kickable::new(&mut self.fd) };
         // A kick before this thread was kickable is lost, so look once before the first KVM_RUN.
-        if self.control.checkpoint() == Command::Stop {
+        if self.checkpoint() == Command::Stop {
             return;
         }
         if let Err(reason) = self.run_loop() {
@@ -49,6 +52,7 @@ impl Vcpu {
 
     fn run_loop(&mut self) -> Result<(), FaultReason> {
         loop {
+            self.exits += 1;
             match self.fd.run() {
                 Ok(VcpuExit::X86Rdmsr(exit)) => {
                     let exit = MsrExit::from(exit);
@@ -121,7 +125,15 @@ impl Vcpu {
     /// the vCPU's state is whole and may be paused, saved or thrown away.
     fn interrupted(&mut self) -> Command {
         self.fd.set_kvm_immediate_exit(0);
-        self.control.checkpoint()
+        self.exits -= 1;
+        self.checkpoint()
+    }
+
+    fn checkpoint(&self) -> Command {
+        let vcpu = VcpuId(self.location.thread);
+        self.control.checkpoint(vcpu, || {
+            VcpuReport::new(vcpu, self.exits, &self.fd, &self.memory)
+        })
     }
 }
 

@@ -2,20 +2,14 @@
 //! MSRs next to who answered them. Runs in the outer VM where the host's KVM cannot boot Linux.
 
 use std::error::Error;
-use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use guest_tests::assets;
 use guest_tests::backend;
-use guest_tests::guest::{Initrd, Plan, Step};
+use guest_tests::guest::{Guest, Plan, Step};
 
 const CONFIG: &str = include_str!("../../../resources/demo.toml");
-
-/// The VMM's own choices and these boot the guest; `msr.allow_writes` because the msr driver warns
-/// of every write otherwise.
-const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 msr.allow_writes=on";
 
 fn main() -> ExitCode {
     if let Some(status) = backend::run_elsewhere(&[], assets::pack) {
@@ -71,22 +65,9 @@ fn plan() -> Plan {
 fn boot() -> Result<ExitCode, Box<dyn Error>> {
     let started = Instant::now();
     let kernel = assets::kernel()?;
-    let directory = Scratch::new()?;
-    let initrd = directory.0.join("initrd");
-    let config = directory.0.join("demo.toml");
-    fs::write(&initrd, Initrd::new(&plan(), &kernel)?.finish())?;
-    fs::write(&config, CONFIG)?;
-    eprintln!("demo: booting {} under msr-vmm", kernel.image().display());
-    let status = Command::new(assets::msr_vmm()?)
-        .arg("run")
-        .arg("--config")
-        .arg(&config)
-        .arg("--kernel")
-        .arg(kernel.image())
-        .arg("--initrd")
-        .arg(&initrd)
-        .args(["--cmdline", COMMAND_LINE, "--msr-stats"])
-        .status()?;
+    eprintln!("demo: booting {} under msr-vmm", kernel.version());
+    let guest = Guest::with_kernel(&kernel, CONFIG, plan())?;
+    let status = guest.argument("--msr-stats").shown().run()?.status;
     eprintln!(
         "demo: guest ended, {:.1} s ({status})",
         started.elapsed().as_secs_f32()
@@ -95,20 +76,4 @@ fn boot() -> Result<ExitCode, Box<dyn Error>> {
         .code()
         .and_then(|code| u8::try_from(code).ok())
         .map_or(ExitCode::FAILURE, ExitCode::from))
-}
-
-/// A directory that goes with the value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> std::io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("msr-demo.{}", std::process::id()));
-        fs::create_dir_all(&path).map(|()| Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

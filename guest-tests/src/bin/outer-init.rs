@@ -7,9 +7,13 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use guest_tests::init::{self, Ended};
-use guest_tests::nested::control::{CONTROL_PORT, EXIT_PORT, Event, JOB_PATH, Job, OUTPUT_TTY};
+use guest_tests::nested::control::{
+    CONTROL_PORT, EXIT_PORT, Event, HEARTBEAT, JOB_PATH, Job, OUTPUT_TTY,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 fn main() {
@@ -38,6 +42,13 @@ fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
         init::mount(kind, at).map_err(|error| format!("cannot mount {kind} on {at}: {error}"))?;
     }
     ports.send(&Event::Up);
+    // A thread inherits the permission for the ports.
+    thread::spawn(|| {
+        loop {
+            thread::sleep(HEARTBEAT);
+            Ports(()).send(&Event::Alive);
+        }
+    });
 
     let job: Job = serde_json::from_slice(&fs::read(JOB_PATH)?)?;
     for module in &job.modules {
@@ -139,6 +150,8 @@ impl Ports {
     }
 
     fn send(&self, event: &Event) {
+        static WHOLE_LINES: Mutex<()> = Mutex::new(());
+        let _whole = WHOLE_LINES.lock().unwrap_or_else(PoisonError::into_inner);
         for byte in format!("{event}\n").into_bytes() {
             // SAFETY: `open` gave this thread the port, whose device takes any byte.
             unsafe {

@@ -14,11 +14,12 @@ use super::initrd::{Initrd, InitrdError};
 use super::plan::Plan;
 use super::report::{Report, ReportError};
 use super::tiny::TinyKernel;
+use super::watch::Watch;
 use crate::assets::{self, AssetError};
 use crate::kernel::Kernel;
 
-/// The longest a guest may take. Under emulation the slowest needs half a minute; one that takes longer
-/// than this hangs.
+/// The longest a guest may take. Under emulation the slowest needs half a minute. One that hangs is told much sooner,
+/// see [`Watch`].
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// What the tests' guests boot with: quiet, because every character of the console is an exit.
@@ -41,6 +42,16 @@ pub enum BootError {
     Hung {
         /// The time it had.
         limit: Duration,
+        /// What there was.
+        console: String,
+    },
+    /// The guest gets nowhere.
+    #[error("the guest hangs: silent for {} s, and no vCPU leaves KVM_RUN\n{vcpus}\nits console:\n{console}", silent.as_secs())]
+    NoProgress {
+        /// Since when it said nothing.
+        silent: Duration,
+        /// What the vCPUs do: their registers, and the instruction they are at.
+        vcpus: String,
         /// What there was.
         console: String,
     },
@@ -93,6 +104,7 @@ pub struct Guest {
     plan: Plan,
     limit: Duration,
     typed_to: bool,
+    shown: bool,
 }
 
 /// What a guest left behind.
@@ -182,6 +194,7 @@ impl Guest {
             plan,
             limit: LIMIT,
             typed_to: false,
+            shown: false,
         }
     }
 
@@ -195,6 +208,13 @@ impl Guest {
     #[must_use]
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// Shows the console on standard output, and what `msr-vmm` says on standard error, as they come.
+    #[must_use]
+    pub fn shown(mut self) -> Self {
+        self.shown = true;
         self
     }
 
@@ -229,13 +249,28 @@ impl Guest {
             .stderr(Stdio::piped())
             .spawn()?;
         // Both were just asked for.
-        let console = Collector::new(child.stdout.take().expect("stdout is piped"));
-        let stderr = Collector::new(child.stderr.take().expect("stderr is piped"));
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (stdout, stderr) = (
+            stdout.expect("stdout is piped"),
+            stderr.expect("stderr is piped"),
+        );
+        let (console, stderr) = if self.shown {
+            (
+                Collector::new(stdout, io::stdout()),
+                Collector::new(stderr, io::stderr()),
+            )
+        } else {
+            (
+                Collector::new(stdout, io::sink()),
+                Collector::new(stderr, io::sink()),
+            )
+        };
         Ok(RunningGuest {
             child,
             console,
             stderr,
             started: Instant::now(),
+            watch: Watch::new(),
             guest: self,
         })
     }
@@ -248,6 +283,7 @@ pub struct RunningGuest {
     console: Collector,
     stderr: Collector,
     started: Instant,
+    watch: Watch,
     guest: Guest,
 }
 
@@ -313,7 +349,20 @@ impl RunningGuest {
         })
     }
 
-    fn pause(&self, console: &str) -> Result<(), BootError> {
+    fn pause(&mut self, console: &str) -> Result<(), BootError> {
+        let pid = self.child.id().cast_signed();
+        let ask = || {
+            // SAFETY: kill takes no pointers; the process is this one's child and not yet waited for.
+            unsafe { libc::kill(pid, libc::SIGUSR1) };
+        };
+        let stderr = self.stderr.so_far();
+        if let Some((silent, vcpus)) = self.watch.hangs(console.len(), &stderr, ask) {
+            return Err(BootError::NoProgress {
+                silent,
+                vcpus,
+                console: console.to_owned(),
+            });
+        }
         if self.started.elapsed() > self.guest.limit {
             let said = format!("{console}\n{}", self.stderr.so_far());
             return Err(BootError::Hung {
@@ -342,7 +391,8 @@ struct Collector {
 }
 
 impl Collector {
-    fn new(mut pipe: impl Read + Send + 'static) -> Self {
+    /// Reads `pipe`, and writes all of it to `copy` as well.
+    fn new(mut pipe: impl Read + Send + 'static, mut copy: impl Write + Send + 'static) -> Self {
         let text = Arc::<Mutex<Vec<u8>>>::default();
         let into = text.clone();
         let thread = thread::spawn(move || {
@@ -351,6 +401,8 @@ impl Collector {
                 into.lock()
                     .expect("no holder panics")
                     .extend_from_slice(&piece[..length]);
+                // With nobody there to see it, it is collected all the same.
+                let _ = copy.write_all(&piece[..length]).and_then(|()| copy.flush());
             }
         });
         Self {

@@ -28,6 +28,7 @@ mod record;
 mod report;
 mod terminal;
 mod tiny;
+mod watch;
 
 pub use boot::{BootError, COMMAND_LINE, Folder, Guest, Outcome, RunningGuest};
 pub(crate) use initrd::DISK_MODULES;

@@ -52,6 +52,12 @@ impl TinyKernel {
         Ok(self)
     }
 
+    /// Executes for ever with interrupts off, as a kernel that hangs does.
+    pub fn hang(&mut self) -> Result<&mut Self, IcedError> {
+        self.0.cli()?;
+        self.spin()
+    }
+
     /// Halts for ever.
     pub fn halt(&mut self) -> Result<&mut Self, IcedError> {
         let mut here = self.0.create_label();

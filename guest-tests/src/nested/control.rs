@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ pub const JOB_PATH: &str = "/job.json";
 
 /// The serial port that carries the job's standard output and error.
 pub const OUTPUT_TTY: &str = "/dev/ttyS1";
+
+/// How often the init says that it is alive.
+pub const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// What the outer VM is to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +44,8 @@ pub struct Job {
 pub enum Event {
     /// The init runs.
     Up,
+    /// It still does: said every [`HEARTBEAT`].
+    Alive,
     /// The modules are loaded; the job starts.
     Ready,
     /// The job exited with this status.
@@ -54,6 +60,7 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Up => write!(f, "up"),
+            Self::Alive => write!(f, "alive"),
             Self::Ready => write!(f, "ready"),
             Self::Exited(status) => write!(f, "exited {status}"),
             Self::Signalled(signal) => write!(f, "signalled {signal}"),
@@ -77,6 +84,7 @@ impl FromStr for Event {
         let number = || rest.parse().map_err(|_| unknown());
         match word {
             "up" => Ok(Self::Up),
+            "alive" => Ok(Self::Alive),
             "ready" => Ok(Self::Ready),
             "exited" => Ok(Self::Exited(number()?)),
             "signalled" => Ok(Self::Signalled(number()?)),
@@ -94,6 +102,7 @@ mod tests {
     fn events_survive_the_line() {
         for event in [
             Event::Up,
+            Event::Alive,
             Event::Ready,
             Event::Exited(101),
             Event::Signalled(9),

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,7 @@ pub struct OuterVm {
     cpus: u32,
     memory_mib: u32,
     limit: Duration,
+    silence: Duration,
     verbose: bool,
     choice: Option<Choice>,
     output_hidden: bool,
@@ -92,6 +94,18 @@ pub enum OuterError {
         /// The end of the kernel's console.
         console: String,
     },
+    /// It gave no sign of life.
+    #[error("the outer VM hangs: no sign of life for {} s after {stage}; its registers:\n{registers}\nits console:\n{console}", silent.as_secs())]
+    Silent {
+        /// Since when.
+        silent: Duration,
+        /// The last thing it got done.
+        stage: &'static str,
+        /// What QEMU says of the CPUs.
+        registers: String,
+        /// The end of the kernel's console.
+        console: String,
+    },
     /// The safety limit passed.
     #[error("the outer VM was stopped after {} s; its console:\n{console}", limit.as_secs())]
     TimedOut {
@@ -107,6 +121,13 @@ const KVM_MODULES: &[&str] = &["kvm-amd"];
 
 /// The modules that disks need, without their dependencies.
 const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
+
+/// How often the time that passed is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long the outer VM may give no sign of life: its init sends one every
+/// [`HEARTBEAT`](super::control::HEARTBEAT), and before there is one the kernel prints.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// How much of the kernel's console an error shows.
 const CONSOLE_TAIL_LINES: usize = 60;
@@ -127,6 +148,7 @@ impl OuterVm {
             cpus: 2,
             memory_mib: 3072,
             limit: Duration::from_secs(30 * 60),
+            silence: SILENCE,
             verbose: std::env::var_os("VERBOSE").is_some_and(|v| v == "1"),
             choice: None,
             output_hidden: false,
@@ -177,6 +199,12 @@ impl OuterVm {
         self
     }
 
+    /// Sets how long it may give no sign of life before it counts as hung.
+    pub fn silence(&mut self, silence: Duration) -> &mut Self {
+        self.silence = silence;
+        self
+    }
+
     /// Says which QEMU and what paging to use; [`choice::choose`] does otherwise.
     pub(super) fn choice(&mut self, choice: Choice) -> &mut Self {
         self.choice = Some(choice);
@@ -220,7 +248,11 @@ impl OuterVm {
         };
         let qemu = Qemu::spawn(&machine).map_err(OuterError::Qemu)?;
         drop(initramfs);
-        Watch::over(qemu, self.verbose, self.output_hidden)?.until_the_end(started, self.limit)
+        Watch::over(qemu, self.verbose, self.output_hidden)?.until_the_end(
+            started,
+            self.limit,
+            self.silence,
+        )
     }
 
     fn initramfs(&mut self, kernel: &Kernel) -> Result<Vec<u8>, OuterError> {
@@ -285,6 +317,30 @@ struct Watch {
     events: mpsc::Receiver<Event>,
     console: thread::JoinHandle<String>,
     output: thread::JoinHandle<()>,
+    /// When there was something from the VM last.
+    alive: Alive,
+}
+
+/// When there was a sign of life last.
+#[derive(Clone)]
+struct Alive(Arc<Mutex<Instant>>);
+
+impl Alive {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    fn mark(&self) {
+        // An instant is whole after every statement.
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed()
+    }
 }
 
 impl Watch {
@@ -293,11 +349,14 @@ impl Watch {
         let control = qemu.control.try_clone().map_err(OuterError::Qemu)?;
         let console = qemu.console.try_clone().map_err(OuterError::Qemu)?;
         let output = qemu.output.try_clone().map_err(OuterError::Qemu)?;
-        thread::spawn(move || forward_events(control, &sender));
+        let alive = Alive::new();
+        let (events_alive, console_alive) = (alive.clone(), alive.clone());
+        thread::spawn(move || forward_events(control, &sender, &events_alive));
         Ok(Self {
             qemu,
             events,
-            console: thread::spawn(move || collect_console(console, verbose)),
+            alive,
+            console: thread::spawn(move || collect_console(console, verbose, &console_alive)),
             output: thread::spawn(move || {
                 if output_hidden {
                     // Read, so that its writer never waits.
@@ -309,13 +368,19 @@ impl Watch {
         })
     }
 
-    fn until_the_end(mut self, started: Instant, limit: Duration) -> Result<u8, OuterError> {
+    fn until_the_end(
+        mut self,
+        started: Instant,
+        limit: Duration,
+        silence: Duration,
+    ) -> Result<u8, OuterError> {
         let mut stage = "its start";
         let mut status = None;
         loop {
             let left = limit.saturating_sub(started.elapsed());
             let elapsed = || format!("{:.1} s", started.elapsed().as_secs_f32());
-            match self.events.recv_timeout(left) {
+            match self.events.recv_timeout(left.min(LOOK)) {
+                Ok(Event::Alive) => {}
                 Ok(Event::Up) => {
                     stage = "the boot of its kernel";
                     progress(format_args!("kernel up, {}", elapsed()));
@@ -337,6 +402,19 @@ impl Watch {
                 }
                 Ok(Event::Failed(text)) => status = Some(Err(OuterError::Init(text))),
                 Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) if self.alive.elapsed() > silence => {
+                    let silent = self.alive.elapsed();
+                    let registers = self.qemu.registers();
+                    drop(self.qemu);
+                    let console = tail(&self.console.join().unwrap_or_default());
+                    return Err(OuterError::Silent {
+                        silent,
+                        stage,
+                        registers,
+                        console,
+                    });
+                }
+                Err(RecvTimeoutError::Timeout) if started.elapsed() < limit => {}
                 Err(RecvTimeoutError::Timeout) => {
                     drop(self.qemu);
                     let console = tail(&self.console.join().unwrap_or_default());
@@ -363,8 +441,9 @@ fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(CONSOLE_TAIL_LINES)..].join("\n")
 }
 
-fn forward_events(control: impl Read, events: &Sender<Event>) {
+fn forward_events(control: impl Read, events: &Sender<Event>, alive: &Alive) {
     for line in BufReader::new(control).lines().map_while(Result::ok) {
+        alive.mark();
         let event = line
             .parse()
             .unwrap_or_else(|error| Event::Failed(format!("{error}")));
@@ -374,7 +453,7 @@ fn forward_events(control: impl Read, events: &Sender<Event>) {
     }
 }
 
-fn collect_console(console: impl Read, verbose: bool) -> String {
+fn collect_console(console: impl Read, verbose: bool, alive: &Alive) -> String {
     let mut text = String::new();
     let mut reader = BufReader::new(console);
     let mut line = Vec::new();
@@ -382,6 +461,7 @@ fn collect_console(console: impl Read, verbose: bool) -> String {
         .read_until(b'\n', &mut line)
         .is_ok_and(|length| length > 0)
     {
+        alive.mark();
         let shown = String::from_utf8_lossy(&line);
         if verbose {
             eprintln!("{}", shown.trim_end());

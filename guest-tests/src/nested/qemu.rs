@@ -1,11 +1,13 @@
 //! The QEMU process behind the outer VM: its command line, its pipes, and its certain end.
 
 use std::fs::File;
-use std::io::{self, PipeReader, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use super::choice::Choice;
 use super::control::{CONTROL_PORT, EXIT_PORT};
@@ -19,6 +21,7 @@ pub(super) struct Qemu {
     pub(super) output: PipeReader,
     /// Lines of [`super::control::Event`].
     pub(super) control: PipeReader,
+    monitor: UnixStream,
 }
 
 /// What the emulated machine has.
@@ -44,12 +47,14 @@ impl Qemu {
         let (console, console_writer) = io::pipe()?;
         let (output, output_writer) = io::pipe()?;
         let (control, control_writer) = io::pipe()?;
+        let (monitor, monitor_of_qemu) = UnixStream::pair()?;
         let initramfs = memory_file(machine.initramfs)?;
         let inherited = [
             console_writer.as_raw_fd(),
             output_writer.as_raw_fd(),
             control_writer.as_raw_fd(),
             initramfs.as_raw_fd(),
+            monitor_of_qemu.as_raw_fd(),
         ];
 
         let mut command = Command::new(&machine.choice.program);
@@ -88,7 +93,9 @@ impl Qemu {
             let path = descriptor_path(writer.as_raw_fd());
             command.args(["-chardev", &format!("file,id={id},path={path}")]);
         }
+        let socket = format!("socket,id=monitor,fd={}", monitor_of_qemu.as_raw_fd());
         command
+            .args(["-chardev", &socket, "-mon", "chardev=monitor"])
             .args(["-serial", "chardev:console", "-serial", "chardev:output"])
             .args([
                 "-device",
@@ -110,7 +117,34 @@ impl Qemu {
             console,
             output,
             control,
+            monitor,
         })
+    }
+
+    /// The registers of the emulated CPUs, as QEMU's monitor prints them, or why it does not.
+    pub(super) fn registers(&mut self) -> String {
+        self.ask_monitor("info registers -a")
+            .unwrap_or_else(|error| format!("QEMU's monitor does not answer: {error}"))
+    }
+
+    /// Has the monitor execute a command. Its answer has no end but the next prompt, so this waits for silence.
+    fn ask_monitor(&mut self, command: &str) -> io::Result<String> {
+        const SILENCE: Duration = Duration::from_secs(1);
+        self.monitor.set_read_timeout(Some(SILENCE))?;
+        self.monitor.write_all(format!("{command}\n").as_bytes())?;
+        let mut answer = Vec::new();
+        let mut piece = [0; 4096];
+        loop {
+            match self.monitor.read(&mut piece) {
+                Ok(length @ 1..) => answer.extend_from_slice(&piece[..length]),
+                Err(error) if answer.is_empty() => return Err(error),
+                Ok(0) | Err(_) => break,
+            }
+        }
+        let text = String::from_utf8_lossy(&answer);
+        // Before it come a greeting and the echo, letter by letter with control sequences.
+        let start = text.find("CPU#0").unwrap_or(0);
+        Ok(text[start..].replace('\r', ""))
     }
 
     /// Waits for the end of QEMU.

@@ -16,15 +16,20 @@ use crate::cli::terminal::RawTerminal;
 use crate::running::RunningVm;
 use crate::shutdown::ShutdownReason;
 
-/// The signals that end a session.
-const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+/// The signals that are read here: those that end a session, and SIGUSR1, which asks what the vCPUs do.
+const SIGNALS: [Signal; 4] = [
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+];
 
 const STDIN: u32 = 0;
 const SIGNAL: u32 = 1;
 const ENDED: u32 = 2;
 const INPUT_TAKEN: u32 = 3;
 
-/// Blocks the signals that end a session, so that they are read instead of delivered. Belongs before the
+/// Blocks the signals of a session, so that they are read instead of delivered. Belongs before the
 /// first thread starts, because threads inherit it.
 pub(crate) fn block_signals() -> io::Result<SignalFd> {
     let mask: SigSet = SIGNALS.into_iter().collect();
@@ -218,6 +223,10 @@ impl Session<'_> {
 
     fn read_signal(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
+            if info.ssi_signo == Signal::SIGUSR1 as u32 {
+                self.tell_vcpus();
+                continue;
+            }
             let polite = info.ssi_signo != Signal::SIGINT as u32;
             if polite && self.deadline.is_none() && self.vm.handles_power_button() {
                 log::info!(
@@ -229,6 +238,18 @@ impl Session<'_> {
                 self.vm.stop();
             }
         }
+    }
+
+    /// Shows what each vCPU does, for a person who wonders why the guest is silent.
+    fn tell_vcpus(&self) {
+        let end = if self.escapes.is_some() { "\r\n" } else { "\n" };
+        let mut text = String::new();
+        for report in self.vm.vcpu_reports() {
+            for line in format!("msr-vmm: {report}").lines() {
+                text += &format!("{line}{end}");
+            }
+        }
+        tell(&text);
     }
 
     fn check_deadline(&mut self) {

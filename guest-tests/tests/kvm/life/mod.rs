@@ -6,6 +6,7 @@ use libtest_mimic::{Failed, Trial};
 
 mod console;
 mod faults;
+mod hang;
 mod hostile;
 mod library;
 mod power_button;
@@ -17,6 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     [
         console::trials(),
         faults::trials(),
+        hang::trials(),
         hostile::trials(),
         library::trials(),
         power_button::trials(),
