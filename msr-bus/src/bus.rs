@@ -170,7 +170,7 @@ impl MsrBus {
             Some(device) => device.read(access),
             None => self.fallback.read(access.reason),
         };
-        self.observe(access, Access::READ, outcome, device);
+        self.observe(access, Access::READ, 0, outcome, device);
         outcome
     }
 
@@ -186,7 +186,13 @@ impl MsrBus {
             Some(device) => device.write(access, value),
             None => self.fallback.read(access.reason).map(drop),
         };
-        self.observe(access, Access::WRITE, outcome.map(|()| value), device);
+        self.observe(
+            access,
+            Access::WRITE,
+            value,
+            outcome.map(|()| value),
+            device,
+        );
         outcome
     }
 
@@ -271,6 +277,7 @@ impl MsrBus {
         &self,
         access: &MsrAccess<'_>,
         kind: Access,
+        written: u64,
         outcome: Result<u64, GeneralProtection>,
         device: Option<&dyn MsrDevice>,
     ) {
@@ -279,6 +286,7 @@ impl MsrBus {
             observer.observe(&MsrEvent {
                 access,
                 kind,
+                written,
                 outcome,
                 answered_by,
             });

@@ -29,6 +29,8 @@ pub struct MsrEvent<'a> {
     pub access: &'a MsrAccess<'a>,
     /// Its kind: READ or WRITE, never both.
     pub kind: Access,
+    /// The value of a WRMSR, also of one that faulted; 0 for an RDMSR.
+    pub written: u64,
     /// The value read or written, or the fault.
     pub outcome: Result<u64, GeneralProtection>,
     /// Who answered.

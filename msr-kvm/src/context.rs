@@ -89,4 +89,10 @@ impl VcpuContext for VcpuView<'_> {
         // KVM has this MSR on every host, so the error cannot be.
         self.kernel_msr(IA32_TSC).unwrap_or(0)
     }
+
+    fn instruction_pointer(&self) -> Option<u64> {
+        // KVM fills them in at every exit where the VMM asked for it (KVM_CAP_SYNC_REGS), and never else.
+        let rip = self.fd.sync_regs().regs.rip;
+        (rip != 0).then_some(rip)
+    }
 }

@@ -28,6 +28,6 @@ pub use exit::{MsrExit, complete};
 pub use initial::{InitialMsr, OnRefusal, RefusedMsr, RefusedMsrs};
 pub use internal_error::InternalError;
 pub use plan::{MsrPlan, PlanError};
-pub use profile::{ProfileError, is_built_in as is_built_in_profile};
+pub use profile::{ProfileError, is_built_in as is_built_in_profile, load as load_profile};
 pub use source::RuleSource;
 pub use stats::MsrStats;

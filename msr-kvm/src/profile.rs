@@ -53,7 +53,11 @@ pub fn is_built_in(path: &Path) -> bool {
 }
 
 /// The profile of that name, or else in that file.
-pub(crate) fn load(path: &Path) -> Result<FilterConfig, ProfileError> {
+///
+/// # Errors
+///
+/// [`ProfileError`].
+pub fn load(path: &Path) -> Result<FilterConfig, ProfileError> {
     let built_in = BUILT_IN.iter().find(|(name, _)| path == Path::new(name));
     let text = match built_in {
         Some((_, text)) => (*text).to_owned(),

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{Answerer, Record};
 
+/// How the names begin of devices that answer for KVM so that its accesses are seen: `msr-vmm run --observe`.
+pub const OBSERVER: &str = "observe";
+
 /// The first part of a trace, JSON in the file (docs/trace-format.md). Keys that a reader does not know are skipped.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -18,12 +18,10 @@ use msr_filter::MsrRange;
 pub use check::{Check, Denied};
 pub use profile::{Conflict, Profile};
 
+use crate::header::OBSERVER;
 use crate::read::{ReadError, Trace};
 use crate::record::{Answerer, Kind, Record};
 use crate::symbols::{Place, Symbols};
-
-/// The name of the device that answers for KVM so that its accesses are seen: `msr-vmm run --observe`.
-pub const OBSERVER: &str = "observe";
 
 /// Why nothing can be learnt from a trace.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +117,7 @@ impl Lesson {
 
 /// Whether KVM answered, itself or through the device that stands in for it.
 fn is_kernels(record: &Record, answerer: &str) -> bool {
-    record.answerer == Answerer::Kernel || answerer == OBSERVER
+    record.answerer == Answerer::Kernel || answerer.starts_with(OBSERVER)
 }
 
 /// The function of an address, without the distance: one line of a profile for each.

@@ -48,12 +48,12 @@ mod totals;
 mod write;
 
 pub use follow::Follower;
-pub use header::{Claim, Header, Host, Kernel, NotSeen, Policy, PolicyRule};
+pub use header::{Claim, Header, Host, Kernel, NotSeen, OBSERVER, Policy, PolicyRule};
 pub use note::Note;
-pub use query::{AnswererClass, Query};
+pub use query::{AnswererClass, Query, Selection};
 pub use read::{Ending, ReadError, Records, Trace};
 pub use record::{Answerer, Kind, Reason, Record, Source};
 pub use recorder::{RING, Recorder, Recording, Summary};
-pub use row::{Csv, Row};
+pub use row::{Csv, Row, RowMaker, caller};
 pub use totals::{Count, Totals};
 pub use write::{FLUSH_INTERVAL, TraceWriter};

@@ -1,15 +1,17 @@
 //! A record as people and other programs read it: with names.
 
+use std::collections::HashMap;
 use std::fmt;
 
-use msr_filter::{fields, names};
+use msr_filter::fields::{self, Decoded, Layout};
+use msr_filter::names;
 use serde::Serialize;
 
 use crate::header::Header;
 use crate::record::{Kind, Reason, Record};
 use crate::symbols::{Place, Symbols};
 
-/// A record, with the names of what it is about. As JSON it is one line of `msr-vmm trace show --json`.
+/// A record, with the names of what it is about; a [`RowMaker`] makes it. As JSON it is one line of `msr-vmm trace show --json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row<'a> {
     /// Nanoseconds since the start of the recording.
@@ -26,12 +28,13 @@ pub struct Row<'a> {
     #[serde(serialize_with = "hex")]
     pub value: Option<u64>,
     /// The value's fields.
-    pub fields: Option<String>,
+    #[serde(serialize_with = "shown")]
+    pub fields: Option<Decoded>,
     /// The address of the instruction.
     #[serde(serialize_with = "hex")]
     pub rip: Option<u64>,
     /// The function that it is in, with the distance from its start, or what else is known of the address.
-    pub caller: Option<String>,
+    pub caller: Option<&'a str>,
     /// Why the access left the kernel.
     pub reason: Option<Reason>,
     /// Whether the guest got #GP.
@@ -42,6 +45,13 @@ pub struct Row<'a> {
     pub rule: &'a str,
 }
 
+fn shown<S: serde::Serializer>(fields: &Option<Decoded>, to: S) -> Result<S::Ok, S::Error> {
+    match fields {
+        Some(fields) => to.collect_str(fields),
+        None => to.serialize_none(),
+    }
+}
+
 fn hex<S: serde::Serializer>(value: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
     match value {
         Some(value) => to.collect_str(&format_args!("{value:#x}")),
@@ -49,22 +59,64 @@ fn hex<S: serde::Serializer>(value: &Option<u64>, to: S) -> Result<S::Ok, S::Err
     }
 }
 
-impl<'a> Row<'a> {
-    /// The row of a record.
-    pub fn new(header: &'a Header, symbols: Option<&Symbols>, record: &Record) -> Self {
-        let value = (record.kind == Kind::Write || !record.fault).then_some(record.value);
+/// Makes rows; what a guest does again and again is looked up once.
+#[derive(Debug)]
+pub struct RowMaker<'a> {
+    header: &'a Header,
+    layouts: HashMap<u32, Option<&'static Layout>>,
+    callers: HashMap<u64, String>,
+    slide: Option<u64>,
+}
+
+/// How many addresses' names are kept.
+const CACHE: usize = 1 << 16;
+
+impl<'a> RowMaker<'a> {
+    /// Makes rows of the trace with this header.
+    pub fn new(header: &'a Header) -> Self {
         Self {
+            header,
+            layouts: HashMap::new(),
+            callers: HashMap::new(),
+            slide: None,
+        }
+    }
+
+    /// The row of a record.
+    pub fn row(&mut self, symbols: Option<&Symbols>, record: &Record) -> Row<'_> {
+        let header = self.header;
+        let faulted_read = record.kind == Kind::Read && record.fault;
+        let value = (!faulted_read).then_some(record.value);
+        let index = record.index;
+        if self.layouts.len() > CACHE {
+            self.layouts.clear();
+        }
+        let layout = self
+            .layouts
+            .entry(index)
+            .or_insert_with(|| fields::layout(index));
+        let slide = symbols.map(Symbols::slide);
+        if self.callers.len() > CACHE || self.slide != slide {
+            self.callers.clear();
+            self.slide = slide;
+        }
+        let callers = &mut self.callers;
+        let caller = record.rip.map(|rip| {
+            callers
+                .entry(rip)
+                .or_insert_with(|| caller(symbols, rip))
+                .as_str()
+        });
+        Row {
             time_ns: record.time.saturating_sub(header.start),
             vcpu: record.vcpu,
             kind: record.kind,
-            msr: record.index,
-            name: names::name(record.index),
+            msr: index,
+            name: names::name(index),
             value,
-            fields: value
-                .and_then(|value| fields::decode(record.index, value))
-                .map(|decoded| decoded.to_string()),
+            fields: value.and_then(|value| Some(layout.as_ref()?.decode(value))),
             rip: record.rip,
-            caller: record.rip.map(|rip| caller(symbols, rip)),
+            caller,
             reason: record.answerer.reason(),
             fault: record.fault,
             answerer: header.answerer(record),
@@ -74,7 +126,7 @@ impl<'a> Row<'a> {
 }
 
 /// What is known of an instruction's address.
-pub(crate) fn caller(symbols: Option<&Symbols>, rip: u64) -> String {
+pub fn caller(symbols: Option<&Symbols>, rip: u64) -> String {
     match symbols {
         Some(symbols) => symbols.place(rip).to_string(),
         None => Place::without_symbols(rip).to_string(),
@@ -96,7 +148,7 @@ impl fmt::Display for Row<'_> {
             self.name.unwrap_or("-")
         )?;
         match (self.fault, self.value) {
-            (true, Some(value)) => write!(f, "#GP {value:#x}")?,
+            (true, Some(value)) => write!(f, "#GP ({value:#x})")?,
             (true, None) => f.write_str("#GP")?,
             (false, value) => write!(f, "{:#018x}", value.unwrap_or(0))?,
         }
@@ -138,9 +190,12 @@ impl fmt::Display for Csv<'_, '_> {
             row.msr,
             text(row.name),
             hex(row.value),
-            text(row.fields.as_deref()),
+            quoted(
+                &row.fields
+                    .map_or(String::new(), |fields| fields.to_string())
+            ),
             hex(row.rip),
-            text(row.caller.as_deref()),
+            text(row.caller),
             row.reason
                 .map_or(String::new(), |reason| reason.to_string()),
             row.fault,

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use msr_bus::{DeviceContext, MsrDevice, MsrObserver, Topology, VcpuId};
+use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
+use msr_bus::{DeviceContext, MsrDevice, MsrObserver, Topology, VcpuContext, VcpuId};
 
 use crate::acpi::{self, AcpiConfig};
 use crate::boot::{self, Loading};
@@ -30,7 +30,12 @@ pub struct VmBuilder {
     observer: Option<Arc<dyn MsrObserver>>,
     output: Box<dyn Write + Send>,
     timing: Option<Arc<BootTiming>>,
+    instruction_pointers: bool,
+    at_stop: Option<AtStop>,
 }
+
+/// What a vCPU's thread does last; see [`VmBuilder::at_stop`].
+pub(crate) type AtStop = Arc<dyn Fn(&dyn VcpuContext) + Send + Sync>;
 
 impl VmBuilder {
     /// A VM of this configuration, whose console output goes nowhere.
@@ -41,6 +46,8 @@ impl VmBuilder {
             observer: None,
             output: Box::new(io::sink()),
             timing: None,
+            instruction_pointers: false,
+            at_stop: None,
         }
     }
 
@@ -70,6 +77,22 @@ impl VmBuilder {
     #[must_use]
     pub fn boot_timing(mut self, timing: Arc<BootTiming>) -> Self {
         self.timing = Some(timing);
+        self
+    }
+
+    /// Has KVM hand over the instruction pointer with every exit (`KVM_CAP_SYNC_REGS`), so that an observer can ask
+    /// for it. It costs a copy of the general registers an exit. Without that capability, which Linux has since 4.17, there is
+    /// none.
+    #[must_use]
+    pub fn instruction_pointers(mut self) -> Self {
+        self.instruction_pointers = true;
+        self
+    }
+
+    /// Sets what each vCPU's thread does last, when the vCPU executes no more.
+    #[must_use]
+    pub fn at_stop(mut self, what: impl Fn(&dyn VcpuContext) + Send + Sync + 'static) -> Self {
+        self.at_stop = Some(Arc::new(what));
         self
     }
 
@@ -120,7 +143,12 @@ impl VmBuilder {
         let machine = Machine::new(&vm, &shutdown, self.output, virtio, timing.clone())?;
         mark(BootEvent::Devices);
 
-        let fds = create_vcpus(&vm, topology)?;
+        let mut fds = create_vcpus(&vm, topology)?;
+        if self.instruction_pointers && vm.check_extension(Cap::SyncRegs) {
+            for fd in &mut fds {
+                fd.set_sync_valid_reg(SyncReg::Register);
+            }
+        }
         let host = HostCpu::query(&kvm, &fds[0])?;
         clock.set_tsc_khz(host.tsc_khz);
         let has_msr = |index| plan.has_msr(index);
@@ -157,9 +185,8 @@ impl VmBuilder {
         if let Some(parameters) = cpuid.kernel_parameters() {
             cmdline = format!("{cmdline} {parameters}");
         }
-        let entry = loading
-            .finish()?
-            .write_boot_data(&memory, &cmdline, Some(rsdp))?;
+        let images = loading.finish()?;
+        let entry = images.write_boot_data(&memory, &cmdline, Some(rsdp))?;
         boot::registers::set(&fds[0], &entry)?;
         mark(BootEvent::Built);
 
@@ -176,10 +203,12 @@ impl VmBuilder {
                 shutdown: shutdown.clone(),
                 one_msr: VcpuView::room(),
                 exits: 0,
+                at_stop: self.at_stop.clone(),
             })
             .collect();
         Ok(Vm {
             fd: vm,
+            kernel_build_id: images.build_id(&memory),
             plan,
             vcpus,
             control,

@@ -52,6 +52,7 @@ pub mod models;
 mod running;
 mod shutdown;
 mod timing;
+pub mod trace;
 mod vcpu;
 mod vcpu_report;
 mod vm;

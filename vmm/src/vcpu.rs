@@ -10,6 +10,7 @@ use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vm_memory::GuestMemoryMmap;
 
+use crate::builder::AtStop;
 use crate::control::{Command, Control, Kickable};
 use crate::fault::{Fault, FaultReason};
 use crate::shutdown::{ShutdownReason, ShutdownSender};
@@ -32,6 +33,7 @@ pub(crate) struct Vcpu {
     pub(crate) one_msr: RefCell<Msrs>,
     /// See [`VcpuReport::exits`].
     pub(crate) exits: u64,
+    pub(crate) at_stop: Option<AtStop>,
 }
 
 impl Vcpu {
@@ -140,6 +142,14 @@ impl Vcpu {
 impl Drop for Vcpu {
     /// Also on a panic: the others must not wait for this one.
     fn drop(&mut self) {
+        if let Some(at_stop) = &self.at_stop {
+            at_stop(&VcpuView::new(
+                &self.fd,
+                self.location,
+                &self.memory,
+                &self.one_msr,
+            ));
+        }
         self.control.leave();
         if std::thread::panicking() {
             let vcpu = VcpuId(self.location.thread);

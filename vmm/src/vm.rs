@@ -114,6 +114,7 @@ impl VmError {
 /// A VM that is ready to execute its first instruction.
 pub struct Vm {
     pub(crate) fd: Arc<VmFd>,
+    pub(crate) kernel_build_id: Option<String>,
     pub(crate) plan: MsrPlan,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) control: Arc<Control>,
@@ -133,6 +134,11 @@ impl Vm {
     /// The bus that answers MSR accesses, and the filter that makes KVM ask it.
     pub fn msr_plan(&self) -> &MsrPlan {
         &self.plan
+    }
+
+    /// The GNU build ID of the kernel that was loaded, in hexadecimal digits, where it has one.
+    pub fn kernel_build_id(&self) -> Option<&str> {
+        self.kernel_build_id.as_deref()
     }
 
     /// Starts the vCPUs, a thread for each.

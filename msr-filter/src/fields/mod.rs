@@ -96,6 +96,14 @@ impl Layout {
         }
     }
 
+    /// A value of one of its registers, field by field.
+    pub fn decode(&'static self, value: u64) -> Decoded {
+        Decoded {
+            layout: self,
+            value,
+        }
+    }
+
     /// Whether it describes the register `index`.
     pub fn describes(&self, index: u32) -> bool {
         index.checked_sub(self.first).is_some_and(|distance| {
@@ -132,7 +140,7 @@ pub fn layout(index: u32) -> Option<&'static Layout> {
 
 /// `value` of the register `index`, field by field; `None` for a register without a table.
 pub fn decode(index: u32, value: u64) -> Option<Decoded> {
-    layout(index).map(|layout| Decoded { layout, value })
+    layout(index).map(|layout| layout.decode(value))
 }
 
 /// A register's value with the layout that explains it. Shown as `name=value` pairs, lowest bit first.

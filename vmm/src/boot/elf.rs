@@ -18,6 +18,8 @@ pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 const HEADER_SIZE: usize = 64;
 /// `sizeof(Elf64_Phdr)`.
 const PROGRAM_HEADER_SIZE: usize = 56;
+/// A program header of this type says where notes are.
+const PT_NOTE: u32 = 4;
 /// How far into the file the program headers may end: they are kept while the file is read in one pass.
 const PROGRAM_HEADERS_END: u64 = 64 << 10;
 
@@ -135,6 +137,8 @@ pub(super) struct Loaded {
     pub(super) entry: GuestAddress,
     /// The end of the highest segment.
     pub(super) end: u64,
+    /// Where the kernel's notes are in its memory (`PT_NOTE`), and how many bytes.
+    pub(super) notes: Option<(GuestAddress, u64)>,
 }
 
 /// Loads a file, from its start, straight into guest memory.
@@ -252,6 +256,8 @@ impl Segment {
 struct Elf {
     entry: u64,
     segments: Vec<Segment>,
+    /// The address and the size of the notes.
+    notes: Option<(u64, u64)>,
     /// The file up to the end of its program headers.
     start: Vec<u8>,
 }
@@ -304,9 +310,19 @@ impl Elf {
         for (index, header) in headers.enumerate() {
             segments.extend(Self::segment(index, header)?);
         }
+        let notes = start[offset as usize..]
+            .chunks_exact(PROGRAM_HEADER_SIZE)
+            .find(|header| u32::from_le_bytes(field(header, 0)) == PT_NOTE)
+            .map(|header| {
+                (
+                    u64::from_le_bytes(field(header, 24)),
+                    u64::from_le_bytes(field(header, 32)),
+                )
+            });
         Ok(Self {
             entry: u64_at(24),
             segments,
+            notes,
             start,
         })
     }
@@ -374,6 +390,9 @@ impl Elf {
         Ok(Loaded {
             entry: GuestAddress(entry),
             end,
+            notes: self
+                .notes
+                .map(|(address, size)| (GuestAddress(address), size)),
         })
     }
 }

@@ -57,6 +57,8 @@ pub(super) struct Kernel {
     pub(super) end: u64,
     /// The setup header, where the image has one.
     pub(super) header: Option<setup_header>,
+    /// Where its notes are, and how many bytes.
+    pub(super) notes: Option<(GuestAddress, u64)>,
 }
 
 /// Loads the kernel image at `path` to where it is linked.
@@ -80,6 +82,7 @@ pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, Kern
             entry: elf.entry,
             end: elf.end,
             header: None,
+            notes: elf.notes,
         });
     }
     if !BzImage::recognises(&start) {
@@ -93,6 +96,7 @@ pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, Kern
         entry: elf.entry,
         end: elf.end,
         header: Some(image.header),
+        notes: elf.notes,
     })
 }
 

@@ -7,6 +7,7 @@
 //!
 //! Guest memory must be fresh (all zero): what is zero in the kernel is not written.
 
+mod build_id;
 mod bzimage;
 mod cmdline;
 mod e820;
@@ -134,6 +135,12 @@ impl Images {
             initrd: initrd.transpose()?,
             kernel,
         })
+    }
+
+    /// The kernel's GNU build ID, in hexadecimal digits, where it has one.
+    pub(crate) fn build_id(&self, memory: &GuestMemoryMmap) -> Option<String> {
+        let (address, size) = self.kernel.notes?;
+        build_id::find(memory, address, size)
     }
 
     /// Writes what the kernel is handed.

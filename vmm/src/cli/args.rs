@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use msr_filter::MsrRange;
 
 use crate::cli::import::ImportArgs;
+use crate::cli::trace::{DecodeArgs, LearnArgs, TraceCommand};
 use crate::config::{Config, ConfigError, MemorySize};
 use crate::cpu::OnUnoffered;
 use crate::devices::virtio::block::DiskConfig;
@@ -54,6 +56,13 @@ pub enum Command {
     },
     /// Print the CPU model that another program's file describes.
     Import(ImportArgs),
+    /// Print what the bits of an MSR's value mean.
+    Decode(DecodeArgs),
+    /// Read and make traces of MSR accesses.
+    #[command(subcommand)]
+    Trace(TraceCommand),
+    /// Make the profile that allows what guests were recorded to use, and denies everything else.
+    Learn(LearnArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -112,6 +121,18 @@ pub struct RunArgs {
     /// At the end, print which MSRs reached userspace, how often, and who answered.
     #[arg(long)]
     pub msr_stats: bool,
+    /// Record every MSR access that reaches userspace into this file; `msr-vmm trace show` reads it.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub trace: Option<PathBuf>,
+    /// Record what KVM answers itself too, from its tracepoints. Needs root and tracefs; does not see what KVM lets
+    /// the guest do without an exit.
+    #[arg(long, requires = "trace")]
+    pub trace_kernel: bool,
+    /// Record what KVM answers itself too, by routing it through userspace: all that can be without changing the guest,
+    /// or these MSRs, indices, names or ranges, whatever they are.
+    #[arg(long, value_name = "MSRS", num_args = 0..=1, require_equals = true, value_delimiter = ',', requires = "trace",
+          conflicts_with = "trace_kernel")]
+    pub observe: Option<Vec<MsrRange>>,
     /// At the end, print where the time of the boot went. The guest's init takes part by writing a byte to I/O
     /// port 0x610.
     #[arg(long)]

@@ -8,6 +8,7 @@ mod input;
 mod run;
 mod session;
 mod terminal;
+pub mod trace;
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -87,6 +88,9 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::explain(&args),
         Command::Devices { model, json } => devices(model.as_deref(), json),
         Command::Import(args) => import::import(&args),
+        Command::Decode(args) => trace::decode(&args),
+        Command::Trace(command) => trace::trace(&command),
+        Command::Learn(args) => trace::learn(&args),
         Command::Completions { shell } => print(&args::completions(shell)),
         Command::Man { folder } => args::man(&folder).map_err(Failure::fault),
     };

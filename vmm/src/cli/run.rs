@@ -6,9 +6,10 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use msr_bus::MsrObserver;
+use msr_bus::{MsrEvent, MsrObserver};
 
 use crate::cli::args::RunArgs;
+use crate::cli::trace::{RunTrace, TraceOptions};
 use crate::cli::{Failure, print, session};
 use crate::shutdown::ShutdownReason;
 use crate::timing::{BootEvent, BootTiming};
@@ -19,7 +20,7 @@ use msr_kvm::MsrStats;
 ///
 /// `timing` counts from the start of the program.
 pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
-    let config = args.config().map_err(Failure::usage)?;
+    let mut config = args.config().map_err(Failure::usage)?;
     if args.print_config {
         let text = toml::to_string(&config).map_err(Failure::fault)?;
         return print(&text);
@@ -33,9 +34,28 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
     // Without the buffer of `Stdout`: the console has its own.
     let output = io::stdout().as_fd().try_clone_to_owned();
     let output = File::from(output.map_err(Failure::fault)?);
+    let mut trace = args
+        .trace
+        .as_ref()
+        .map(|file| {
+            let options = TraceOptions {
+                file,
+                kernel: args.trace_kernel,
+                observe: args.observe.as_deref(),
+            };
+            RunTrace::new(&options, &mut config)
+        })
+        .transpose()?;
     let mut builder = Vm::builder(config).console_output(output);
-    if let Some(stats) = &stats {
-        builder = builder.msr_observer(stats.clone() as Arc<dyn MsrObserver>);
+    let observers = [
+        stats.clone().map(|stats| stats as Arc<dyn MsrObserver>),
+        trace.as_ref().map(RunTrace::observer),
+    ];
+    if let Some(observer) = Observers::of(observers.into_iter().flatten().collect()) {
+        builder = builder.msr_observer(observer);
+    }
+    if let Some(trace) = &trace {
+        builder = trace.prepare(builder);
     }
     if let Some(timing) = &timing {
         timing.mark(BootEvent::Configured);
@@ -46,10 +66,16 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
         _ => failure(error),
     })?;
     let terminal = session::open_terminal().map_err(Failure::fault)?;
+    if let Some(trace) = &mut trace {
+        trace.start(&vm)?;
+    }
     let vm = vm.start().map_err(failure)?;
     let bus = vm.msr_bus().clone();
     let reason = session::serve(vm, terminal, signals, grace).map_err(Failure::fault)?;
     // The reason of the shutdown counts, whether or not anybody reads the tables.
+    if let Some(trace) = trace {
+        trace.finish();
+    }
     if let Some(timing) = timing {
         timing.mark(BootEvent::Ended);
         let _ = write!(io::stderr(), "{timing}");
@@ -63,6 +89,27 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
             "stopped before the guest switched itself off",
         )),
         ShutdownReason::Fault(fault) => Err(Failure::fault(fault)),
+    }
+}
+
+/// Observers of one bus, each of which sees every access.
+struct Observers(Vec<Arc<dyn MsrObserver>>);
+
+impl Observers {
+    /// One observer for all of these; `None` of none.
+    fn of(mut observers: Vec<Arc<dyn MsrObserver>>) -> Option<Arc<dyn MsrObserver>> {
+        match observers.len() {
+            0 | 1 => observers.pop(),
+            _ => Some(Arc::new(Self(observers))),
+        }
+    }
+}
+
+impl MsrObserver for Observers {
+    fn observe(&self, event: &MsrEvent<'_>) {
+        for observer in &self.0 {
+            observer.observe(event);
+        }
     }
 }
 

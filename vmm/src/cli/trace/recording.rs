@@ -1,0 +1,160 @@
+//! The recording part of `msr-vmm run`: `--trace`, `--trace-kernel` and `--observe`.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use msr_bus::{MsrObserver, Topology, VcpuId};
+use msr_filter::MsrRange;
+use msr_trace::{Header, Kernel, NotSeen, Record, Recorder, Recording};
+
+use crate::builder::VmBuilder;
+use crate::cli::{Failure, filter};
+use crate::config::Config;
+use crate::cpu::topology::apic_id;
+use crate::trace::{
+    KernelTrace, Observe, Sink, TraceObserver, header, monotonic, not_seen_by_tracepoints,
+    not_seen_without_help,
+};
+use crate::vm::Vm;
+
+/// What of `run`'s arguments is about the trace.
+#[derive(Debug)]
+pub(crate) struct TraceOptions<'a> {
+    pub(crate) file: &'a PathBuf,
+    pub(crate) kernel: bool,
+    /// `Some` of nothing in particular, or of ranges.
+    pub(crate) observe: Option<&'a [MsrRange]>,
+}
+
+/// A trace of a VM that is being set up or runs.
+pub(crate) struct RunTrace {
+    file: File,
+    path: PathBuf,
+    kernel: bool,
+    observed: Option<Vec<NotSeen>>,
+    config: String,
+    image: String,
+    topology: Topology,
+    recorder: Arc<Recorder>,
+    observer: Arc<TraceObserver>,
+    started: Option<(Recording, Option<KernelTrace<ToRecorder>>)>,
+}
+
+impl RunTrace {
+    /// Opens the file and adds the observing devices to the configuration.
+    pub(crate) fn new(options: &TraceOptions<'_>, config: &mut Config) -> Result<Self, Failure> {
+        let topology = config.vm.topology().map_err(Failure::usage)?;
+        let mut observed = None;
+        if let Some(named) = options.observe {
+            let observe = Observe::new(&filter::plan(config)?, named).map_err(Failure::fault)?;
+            config.msr.devices.extend(observe.devices);
+            observed = Some(observe.not_seen);
+        }
+        let file = File::create(options.file).map_err(|error| {
+            Failure::usage(format!("--trace {}: {error}", options.file.display()))
+        })?;
+        let recorder = Arc::new(Recorder::new(topology.vcpus()));
+        let kernel = config.vm.kernel.as_deref();
+        let image = kernel.map_or(String::new(), |path| {
+            // For whoever reads the trace in another directory.
+            let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+            path.display().to_string()
+        });
+        Ok(Self {
+            file,
+            path: options.file.clone(),
+            kernel: options.kernel,
+            observed,
+            config: toml::to_string(config).map_err(Failure::fault)?,
+            image,
+            topology,
+            observer: Arc::new(TraceObserver::new(recorder.clone())),
+            recorder,
+            started: None,
+        })
+    }
+
+    /// The observer that records.
+    pub(crate) fn observer(&self) -> Arc<dyn MsrObserver> {
+        self.observer.clone()
+    }
+
+    /// Has the VM give what records hold.
+    pub(crate) fn prepare(&self, builder: VmBuilder) -> VmBuilder {
+        let observer = self.observer.clone();
+        builder
+            .instruction_pointers()
+            .at_stop(move |cpu| observer.look_at_lstar(cpu))
+    }
+
+    /// Begins to record. Belongs before the first vCPU runs.
+    pub(crate) fn start(&mut self, vm: &Vm) -> Result<(), Failure> {
+        let header = self.header(vm);
+        let cannot = |error| Failure::fault(format!("--trace {}: {error}", self.path.display()));
+        let file = self.file.try_clone().map_err(cannot)?;
+        let recording =
+            Recording::start(file, &header, self.recorder.clone(), monotonic).map_err(cannot)?;
+        let kernel = self.kernel.then(|| {
+            let numbers = (0..self.topology.vcpus()).map(|id| apic_id(&self.topology, VcpuId(id)));
+            let sink = ToRecorder(self.recorder.clone());
+            KernelTrace::start(&[std::process::id()], numbers.collect(), sink)
+        });
+        let kernel = kernel
+            .transpose()
+            .map_err(|error| Failure::fault(format!("--trace-kernel: {error}")))?;
+        self.started = Some((recording, kernel));
+        Ok(())
+    }
+
+    fn header(&self, vm: &Vm) -> Header {
+        let mut header = header(self.topology.vcpus(), Some(vm.msr_plan()));
+        header.topology = format!("{:?}", self.topology);
+        header.config.clone_from(&self.config);
+        header.kernel = Kernel {
+            path: self.image.clone(),
+            build_id: vm.kernel_build_id().map(str::to_owned),
+        };
+        header.with_rip = true;
+        let spec = &vm.msr_plan().spec;
+        header.not_seen = match &self.observed {
+            _ if self.kernel => not_seen_by_tracepoints(Some(spec)),
+            Some(observed) => observed.clone(),
+            None => vec![not_seen_without_help()],
+        };
+        header
+    }
+
+    /// Ends the trace and says what it came to.
+    pub(crate) fn finish(self) {
+        let Some((recording, kernel)) = self.started else {
+            return;
+        };
+        if let Some(Err(error)) = kernel.map(KernelTrace::finish) {
+            log::error!("--trace-kernel: {error}");
+        }
+        let path = self.path.display();
+        let text = match recording.finish() {
+            Ok(summary) => format!(
+                "msr-vmm: {path}: {} records, {} lost, {} bytes\n",
+                summary.records, summary.lost, summary.bytes
+            ),
+            Err(error) => format!("msr-vmm: the trace {path} is not whole: {error}\n"),
+        };
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+}
+
+/// KVM's records join those of the exits.
+struct ToRecorder(Arc<Recorder>);
+
+impl Sink for ToRecorder {
+    fn record(&mut self, record: Record) {
+        self.0.push(record);
+    }
+
+    fn lost(&mut self, vcpu: u16, count: u64) {
+        self.0.lost_in_kernel(vcpu, count);
+    }
+}

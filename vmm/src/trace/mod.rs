@@ -1,0 +1,19 @@
+//! Traces of a VM's MSR accesses: what of `msr-trace`'s records this VMM and KVM can give.
+//!
+//! [`TraceObserver`] records every access that reaches userspace. What KVM answers itself is seen in one of two ways.
+//! [`KernelTrace`] reads KVM's tracepoints, also those of a VM that another VMM runs; [`Observe`] routes MSRs through
+//! userspace, where they are seen as any other. [`not_seen`] says what remains hidden.
+
+mod header;
+mod kernel;
+mod not_seen;
+mod observe;
+mod observer;
+mod tracefs;
+
+pub use header::header;
+pub use kernel::{KernelTrace, Sink};
+pub use not_seen::{UNINTERCEPTED, not_seen_by_tracepoints, not_seen_without_help};
+pub use observe::{Observe, ObserveError};
+pub use observer::{TraceObserver, monotonic};
+pub use tracefs::TracefsError;
