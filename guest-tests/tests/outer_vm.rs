@@ -2,14 +2,19 @@
 //! executable.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use guest_tests::assets;
 use guest_tests::guest::{Folder, TINY_ADDRESS, TinyKernel};
+use guest_tests::guest::{digest, functions_digest};
+use guest_tests::init;
+use guest_tests::kernel::{Flavour, Release};
 use guest_tests::nested::outer::{OuterError, OuterVm};
 use libtest_mimic::{Arguments, Failed, Trial};
+use msr_trace::symbols::Symbols;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -20,6 +25,7 @@ fn main() -> ExitCode {
         .as_slice()
     {
         [_, "--end-as", ending] => return end_as(ending),
+        [_, "--compare-kallsyms", image] => return compare_kallsyms(image),
         [_, "--boot-to-hang"] => {
             // The parent ends this process long before the limit does.
             let _ = ending("hang");
@@ -46,6 +52,10 @@ fn main() -> ExitCode {
         Trial::test(
             "a_missing_program_is_an_error",
             a_missing_program_is_an_error,
+        ),
+        Trial::test(
+            "symbols_of_the_image_are_those_of_a_kernel_that_moved_itself",
+            symbols_of_a_moved_kernel,
         ),
         Trial::test("no_qemu_outlives_its_parent", no_qemu_outlives_its_parent),
     ];
@@ -85,6 +95,71 @@ fn run(program: &str, ending: &str) -> Result<Result<u8, OuterError>, Failed> {
 
 fn ending(ending: &str) -> Result<Result<u8, OuterError>, Failed> {
     run("/bin/outer-vm-test", ending)
+}
+
+/// Where the kernel's image, unpacked, and its msr module are in the outer VM.
+const IMAGE: &str = "/vmlinux";
+const MSR_MODULE: &str = "/msr.ko";
+
+/// Boots each kernel with KASLR, and compares there.
+fn symbols_of_a_moved_kernel() -> Result<(), Failed> {
+    for release in [Release::Bookworm, Release::Trixie] {
+        for flavour in [Flavour::Cloud, Flavour::Full] {
+            let kernel = assets::kernel_of(release, flavour)?;
+            let image = std::fs::read(kernel.image())?;
+            let module = kernel.modules(&["msr"])?.pop().ok_or("no module msr")?;
+            println!("{}", kernel.version());
+            let mut vm = OuterVm::new(["/bin/outer-vm-test", "--compare-kallsyms", IMAGE]);
+            vm.without_kvm()
+                .with_kaslr()
+                .file("/bin/outer-vm-test", std::env::current_exe()?)
+                .contents(IMAGE, msr_vmm::boot::unpack(&image)?)
+                .contents(MSR_MODULE, module.elf);
+            let status = vm.run(&kernel)?;
+            if status != 0 {
+                return Err(format!("{}: status {status}", kernel.version()).into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Compares the tables in this kernel's image, moved as IA32_LSTAR says, with its own /proc/kallsyms.
+fn compare_kallsyms(image: &str) -> ExitCode {
+    const LSTAR: u64 = 0xc000_0082;
+    let compare = || -> Result<String, Failed> {
+        init::load_module(Path::new(MSR_MODULE))?;
+        let mut lstar = [0; 8];
+        std::fs::File::open("/dev/cpu/0/msr")?.read_exact_at(&mut lstar, LSTAR)?;
+        let mut symbols = Symbols::load(&std::fs::read(image)?)?;
+        if !symbols.set_lstar(u64::from_le_bytes(lstar)) {
+            return Err(format!("LSTAR {lstar:x?} is not entry_SYSCALL_64").into());
+        }
+        let slide = symbols.slide();
+        let ours = digest(
+            symbols
+                .functions()
+                .iter()
+                .map(|s| (s.address + slide, &*s.name)),
+        );
+        let theirs = functions_digest(&std::fs::read_to_string("/proc/kallsyms")?);
+        let text = format!("moved by {slide:#x}: {ours}; /proc/kallsyms: {theirs}");
+        if ours == theirs {
+            Ok(text)
+        } else {
+            Err(text.into())
+        }
+    };
+    match compare() {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("{}", error.message().unwrap_or("failed"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn exit_statuses_come_back() -> Result<(), Failed> {

@@ -36,6 +36,7 @@ fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
         ("tmpfs", "/dev/shm"),
         ("proc", "/proc"),
         ("sysfs", "/sys"),
+        ("tracefs", "/sys/kernel/tracing"),
         ("tmpfs", "/tmp"),
     ] {
         fs::create_dir_all(at)?;

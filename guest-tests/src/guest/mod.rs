@@ -28,6 +28,7 @@ mod record;
 mod report;
 mod terminal;
 mod tiny;
+mod traced;
 mod watch;
 
 pub use boot::{BootError, COMMAND_LINE, Folder, Guest, Outcome, RunningGuest};
@@ -38,3 +39,4 @@ pub use record::{RECORD_LEN, intact_records, record};
 pub use report::{Answer, Line, Report, ReportError};
 pub use terminal::{OnTerminal, Settings};
 pub use tiny::{ADDRESS as TINY_ADDRESS, TinyKernel};
+pub use traced::{TracedMsr, digest, functions_digest};

@@ -152,6 +152,12 @@ pub enum Step {
     KernelRelease,
     /// The kernel's log so far. Answers `Text`.
     KernelLog,
+    /// Stop Linux's own tracing, and tell what its `msr:read_msr` and `msr:write_msr` have recorded since the boot (`trace_event=` on the
+    /// command line), x2APIC's registers left out. Answers `Text`: a [`TracedMsr`](super::TracedMsr) a line, in the order of time.
+    TracedMsrs,
+    /// The number and a digest of the kernel's own functions in /proc/kallsyms. Answers `Text`, as
+    /// [`functions_digest`](super::functions_digest) has it.
+    KallsymsDigest,
     /// Run a program to its end. Answers `Exited`.
     Execute {
         /// The program's path and its arguments.

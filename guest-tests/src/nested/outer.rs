@@ -33,6 +33,7 @@ pub struct OuterVm {
     disks: Vec<PathBuf>,
     job: Job,
     with_kvm: bool,
+    kaslr: bool,
     cpus: u32,
     memory_mib: u32,
     limit: Duration,
@@ -145,6 +146,7 @@ impl OuterVm {
                 modules: Vec::new(),
             },
             with_kvm: true,
+            kaslr: false,
             cpus: 2,
             memory_mib: 3072,
             limit: Duration::from_secs(30 * 60),
@@ -190,6 +192,12 @@ impl OuterVm {
     /// Leaves KVM's modules out, for programs that need none.
     pub fn without_kvm(&mut self) -> &mut Self {
         self.with_kvm = false;
+        self
+    }
+
+    /// Has the kernel move itself to where chance wants it.
+    pub fn with_kaslr(&mut self) -> &mut Self {
+        self.kaslr = true;
         self
     }
 
@@ -244,6 +252,7 @@ impl OuterVm {
             initramfs: &initramfs,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
+            kaslr: self.kaslr,
             disks: &self.disks,
         };
         let qemu = Qemu::spawn(&machine).map_err(OuterError::Qemu)?;

@@ -32,6 +32,8 @@ pub(super) struct Machine<'a> {
     pub(super) initramfs: &'a [u8],
     pub(super) cpus: u32,
     pub(super) memory_mib: u32,
+    /// Whether the kernel moves itself (KASLR).
+    pub(super) kaslr: bool,
     /// Raw images, whose changes go with the machine.
     pub(super) disks: &'a [PathBuf],
 }
@@ -39,7 +41,7 @@ pub(super) struct Machine<'a> {
 /// Options that save time under emulation, where every retpoline and every probe of absent
 /// hardware is dear. With `panic=-1` and `-no-reboot`, a kernel panic ends QEMU. The init brings up the
 /// CPUs but the first (`src/bin/outer-init.rs`).
-const KERNEL_PARAMETERS: &str = "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable \
+const KERNEL_PARAMETERS: &str = "console=ttyS0 panic=-1 mitigations=off tsc=reliable \
                                  no_timer_check random.trust_cpu=on i8042.noprobe maxcpus=1";
 
 impl Qemu {
@@ -57,6 +59,11 @@ impl Qemu {
             monitor_of_qemu.as_raw_fd(),
         ];
 
+        let parameters = if machine.kaslr {
+            KERNEL_PARAMETERS.to_owned()
+        } else {
+            format!("{KERNEL_PARAMETERS} nokaslr")
+        };
         let mut command = Command::new(&machine.choice.program);
         command
             .args([
@@ -77,7 +84,7 @@ impl Qemu {
             .arg("-kernel")
             .arg(machine.kernel)
             .args(["-initrd", &descriptor_path(initramfs.as_raw_fd())])
-            .args(["-append", KERNEL_PARAMETERS]);
+            .args(["-append", &parameters]);
         for (number, disk) in machine.disks.iter().enumerate() {
             // In an option's value a comma is written twice.
             let file = disk.display().to_string().replace(',', ",,");

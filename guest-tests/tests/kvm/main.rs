@@ -20,6 +20,7 @@ mod models;
 mod profiles;
 mod smoke;
 mod smp;
+mod trace;
 
 /// A test's body.
 type Test = fn() -> Result<(), Failed>;
@@ -36,6 +37,7 @@ fn trials() -> Vec<Trial> {
         disk::trials(),
         profiles::trials(),
         devices::trials(),
+        trace::trials(),
     ]
     .into_iter()
     .flatten()
@@ -63,7 +65,9 @@ fn in_outer_vms(arguments: &Arguments, trials: &[Trial]) -> ExitCode {
     let mut outcome = ExitCode::SUCCESS;
     for module in modules(arguments, trials) {
         // The full kernel is large; what does without it starts sooner.
-        let full = module.as_ref().is_none_or(|name| name == devices::PREFIX);
+        let full = module
+            .as_ref()
+            .is_none_or(|name| name == devices::PREFIX || name == trace::PREFIX);
         let pack = if full {
             assets::pack_full
         } else {

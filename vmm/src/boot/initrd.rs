@@ -100,6 +100,7 @@ mod tests {
         Kernel {
             entry: GuestAddress(0x10_0000),
             end,
+            notes: None,
             header: Some(setup_header {
                 initrd_addr_max,
                 ..setup_header::default()

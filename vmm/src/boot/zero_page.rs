@@ -73,6 +73,7 @@ mod tests {
             entry: GuestAddress(0x100_0000),
             end: 0x200_0000,
             header,
+            notes: None,
         };
         let initrd = Initrd {
             address: GuestAddress(0x3ff_0000),

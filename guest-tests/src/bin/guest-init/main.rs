@@ -5,6 +5,7 @@ mod disk;
 mod guarded;
 mod msr;
 mod steps;
+mod traced;
 
 use std::error::Error;
 use std::fs;

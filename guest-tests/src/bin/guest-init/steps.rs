@@ -9,12 +9,13 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_tests::guest::{Answer, MODULES_PATH, Step};
+use guest_tests::guest::{Answer, MODULES_PATH, Step, functions_digest};
 use guest_tests::init;
 
 use crate::disk;
 use crate::guarded::Guarded;
 use crate::msr::{self, Msrs};
+use crate::traced;
 
 /// The answer to a step; errors are answers too.
 pub(crate) fn take(step: &Step) -> Answer {
@@ -68,6 +69,10 @@ fn attempt(step: &Step) -> io::Result<Answer> {
         Step::Uptime => Answer::Value(init::uptime()?),
         Step::KernelRelease => Answer::Text(release()?),
         Step::KernelLog => text(&init::kernel_log()?),
+        Step::TracedMsrs => Answer::Text(traced::msrs()?),
+        Step::KallsymsDigest => {
+            Answer::Text(functions_digest(&fs::read_to_string("/proc/kallsyms")?))
+        }
         Step::Execute { argv } => execute(argv)?,
         Step::Sleep { milliseconds } => {
             thread::sleep(Duration::from_millis(*milliseconds));
