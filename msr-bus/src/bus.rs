@@ -18,7 +18,7 @@ pub struct MsrBus {
     claims: Box<[(MsrRange, Owner)]>,
     lookup: Lookup,
     fallback: Fallback,
-    observer: Option<Arc<dyn MsrObserver>>,
+    observers: Box<[Arc<dyn MsrObserver>]>,
 }
 
 /// Why devices cannot share a bus.
@@ -58,7 +58,7 @@ pub enum BuildError {
 pub struct BusBuilder {
     devices: Vec<Arc<dyn MsrDevice>>,
     fallback: Fallback,
-    observer: Option<Arc<dyn MsrObserver>>,
+    observers: Vec<Arc<dyn MsrObserver>>,
 }
 
 impl BusBuilder {
@@ -76,10 +76,10 @@ impl BusBuilder {
         self
     }
 
-    /// Sets the observer, which sees every access.
+    /// Adds an observer, which sees every access. Several are called in the order in which they were added.
     #[must_use]
     pub fn observer(mut self, observer: Arc<dyn MsrObserver>) -> Self {
-        self.observer = Some(observer);
+        self.observers.push(observer);
         self
     }
 
@@ -128,7 +128,7 @@ impl BusBuilder {
             devices: self.devices.into_boxed_slice(),
             claims: claims.into_boxed_slice(),
             fallback: self.fallback,
-            observer: self.observer,
+            observers: self.observers.into_boxed_slice(),
         })
     }
 }
@@ -281,7 +281,7 @@ impl MsrBus {
         outcome: Result<u64, GeneralProtection>,
         device: Option<&dyn MsrDevice>,
     ) {
-        if let Some(observer) = &self.observer {
+        for observer in &self.observers {
             let answered_by = device.map_or(AnsweredBy::Fallback, AnsweredBy::Device);
             observer.observe(&MsrEvent {
                 access,

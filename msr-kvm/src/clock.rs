@@ -1,23 +1,38 @@
 //! Host time and the vCPU threads' CPU time, for MSR devices.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use msr_bus::{CpuClock, VcpuId};
 
-/// Time since the VM was built, and the CPU time of its vCPU threads.
+/// Time since the clock was made, and the CPU time that the vCPUs of one VM have got.
+#[derive(Debug)]
 pub struct HostClock {
     start: Instant,
     tsc_khz: OnceLock<u32>,
-    threads: Box<[ThreadClock]>,
+    vcpus: Box<[Mutex<VcpuTime>]>,
 }
 
-#[derive(Default)]
-struct ThreadClock {
-    id: OnceLock<libc::clockid_t>,
-    /// The most seen so far, in nanoseconds: what a thread that ended had got.
-    last: AtomicU64,
+/// The CPU time of one vCPU: what earlier threads got for it, and what its present thread has got since it took over.
+#[derive(Debug, Default)]
+struct VcpuTime {
+    thread: Option<libc::clockid_t>,
+    /// The thread's clock when it took over, in nanoseconds.
+    since: u64,
+    /// What earlier threads got, in nanoseconds.
+    before: u64,
+    /// The most seen so far: what a thread that ended had got.
+    last: u64,
+}
+
+impl VcpuTime {
+    fn now(&mut self) -> u64 {
+        if let Some(now) = self.thread.and_then(nanoseconds) {
+            let total = self.before.saturating_add(now.saturating_sub(self.since));
+            self.last = self.last.max(total);
+        }
+        self.last
+    }
 }
 
 impl HostClock {
@@ -26,7 +41,7 @@ impl HostClock {
         Self {
             start: Instant::now(),
             tsc_khz: OnceLock::new(),
-            threads: (0..vcpus).map(|_| ThreadClock::default()).collect(),
+            vcpus: (0..vcpus).map(|_| Mutex::default()).collect(),
         }
     }
 
@@ -38,14 +53,25 @@ impl HostClock {
         }
     }
 
-    /// Says that the calling thread is the one that executes `vcpu`.
+    /// Says that the calling thread executes `vcpu` from now on. A vCPU that moves to another thread says so there.
     pub fn register(&self, vcpu: VcpuId) {
         let mut id = 0;
         // SAFETY: the calling thread exists, and `id` is valid for the call to write.
-        if unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut id) } == 0 {
-            // Each vCPU has one thread, which registers once.
-            let _ = self.threads[vcpu.0 as usize].id.set(id);
+        let failed = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut id) };
+        let (Some(mut time), 0) = (self.time(vcpu), failed) else {
+            return;
+        };
+        if time.thread != Some(id) {
+            time.before = time.now();
+            time.since = nanoseconds(id).unwrap_or(0);
+            time.thread = Some(id);
         }
+    }
+
+    fn time(&self, vcpu: VcpuId) -> Option<MutexGuard<'_, VcpuTime>> {
+        let time = self.vcpus.get(vcpu.0 as usize)?;
+        // Integers, consistent after every statement.
+        Some(time.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -55,15 +81,8 @@ impl CpuClock for HostClock {
     }
 
     fn cpu_time(&self, vcpu: VcpuId) -> Duration {
-        let Some(thread) = self.threads.get(vcpu.0 as usize) else {
-            return Duration::ZERO;
-        };
-        let now = thread
-            .id
-            .get()
-            .map_or(0, |id| nanoseconds(*id).unwrap_or(0));
-        let last = thread.last.fetch_max(now, Ordering::Relaxed);
-        Duration::from_nanos(last.max(now))
+        let nanoseconds = self.time(vcpu).map_or(0, |mut time| time.now());
+        Duration::from_nanos(nanoseconds)
     }
 
     fn tsc_khz(&self) -> Option<u32> {
@@ -85,4 +104,45 @@ fn nanoseconds(id: libc::clockid_t) -> Option<u64> {
     seconds
         .checked_mul(1_000_000_000)?
         .checked_add(u64::try_from(time.tv_nsec).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn work(clock: &HostClock, time: Duration) {
+        let begin = clock.cpu_time(VcpuId(0));
+        while clock.cpu_time(VcpuId(0)) < begin + time {}
+    }
+
+    #[test]
+    fn a_vcpu_that_moves_between_threads_keeps_its_cpu_time() {
+        let clock = HostClock::new(1);
+        let piece = Duration::from_millis(5);
+        let run = || {
+            // What the thread did before it got the vCPU is not the vCPU's.
+            let own = Instant::now();
+            while own.elapsed() < 4 * piece {}
+            clock.register(VcpuId(0));
+            work(&clock, piece);
+        };
+        thread::scope(|scope| scope.spawn(run).join().unwrap());
+        let first = clock.cpu_time(VcpuId(0));
+        assert!(first >= piece && first < 4 * piece, "{first:?}");
+        thread::scope(|scope| scope.spawn(run).join().unwrap());
+        let both = clock.cpu_time(VcpuId(0));
+        assert!(
+            both >= first + piece && both < first + 4 * piece,
+            "{both:?}"
+        );
+    }
+
+    #[test]
+    fn a_vcpu_outside_the_machine_has_no_time_and_no_panic() {
+        let clock = HostClock::new(1);
+        clock.register(VcpuId(7));
+        assert_eq!(clock.cpu_time(VcpuId(7)), Duration::ZERO);
+    }
 }

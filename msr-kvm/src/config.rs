@@ -1,12 +1,12 @@
-//! The `[msr]` part of a configuration.
+//! The configuration of a VM's MSRs, as a file has it, and the plan from it.
 
 use std::path::PathBuf;
 
-use msr_bus::{DeviceConfig, ExitReason, Fallback, Unclaimed};
-use msr_filter::{FilterConfig, Verdict};
+use msr_bus::{DeviceConfig, DeviceModel, ExitReason, Fallback, Unclaimed};
+use msr_filter::{FilterConfig, FilterSpec, Verdict};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::InitialMsr;
+use crate::{InitialMsr, MsrPlanBuilder, PlanError, RuleSource, profile};
 
 /// Who answers which MSR.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,4 +71,36 @@ fn uniform_or_each<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fallbac
         Written::Uniform(answer) => Fallback::uniform(answer),
         Written::Each(fallback) => fallback,
     })
+}
+
+impl MsrPlanBuilder {
+    /// Takes over a configuration: its devices from among `models`, its rules behind those claims, its
+    /// profile, exit reasons and fallback.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError::Device`] and [`PlanError::Profile`].
+    pub fn config(mut self, config: &MsrConfig, models: &[DeviceModel]) -> Result<Self, PlanError> {
+        for (number, device) in (1..).zip(&config.devices) {
+            let device = device
+                .build(models, self.context())
+                .map_err(|source| PlanError::Device { number, source })?;
+            self = self.device(device);
+        }
+        let user = &config.filter;
+        self.rules = FilterSpec::from(user);
+        self.sources =
+            RuleSource::of_config(user, |number, reason| RuleSource::User { number, reason });
+        self.profile = None;
+        if let Some(path) = &config.profile {
+            let profile = profile::load(path)?;
+            self.profile = Some(FilterSpec::from(&profile));
+            let source = |number, reason| RuleSource::Profile { number, reason };
+            self.sources.extend(RuleSource::of_config(&profile, source));
+        }
+        Ok(self
+            .exits(&config.exits)
+            .fallback(config.unclaimed)
+            .initial(config.initial.clone()))
+    }
 }

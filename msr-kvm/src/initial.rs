@@ -9,9 +9,11 @@ use std::fmt;
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
-use msr_bus::U64;
+use msr_bus::{MsrBus, U64};
 use msr_filter::MsrRange;
 use serde::{Deserialize, Serialize};
+
+use crate::{MsrPlan, PlanError, VmMsrsError};
 
 /// What an MSR that KVM keeps holds when a vCPU starts (`[[msr.initial]]`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +139,50 @@ impl fmt::Display for RefusedMsrs<'_> {
     }
 }
 
+/// Each initial value is of an MSR of its own, and of one that KVM answers.
+pub(super) fn check(initial: &[InitialMsr], bus: &MsrBus) -> Result<(), PlanError> {
+    for (place, InitialMsr { index, .. }) in initial.iter().enumerate() {
+        let (number, index) = (place + 1, *index);
+        if let Some(first) = initial[..place].iter().position(|i| i.index == index) {
+            return Err(PlanError::InitialTwice {
+                index,
+                first: first + 1,
+                second: number,
+            });
+        }
+        let one = MsrRange::single(index);
+        if let Some((claim, device)) = bus.claims().find(|(c, _)| c.intersection(one).is_some()) {
+            let device = device.name().to_owned();
+            return Err(PlanError::InitialClaimed {
+                number,
+                index,
+                device,
+                claim,
+            });
+        }
+    }
+    Ok(())
+}
+
+impl MsrPlan {
+    /// Gives a vCPU its initial values, once it has its CPUID. Returns what KVM refused and may be without.
+    ///
+    /// # Errors
+    ///
+    /// [`VmMsrsError::InitialRefused`] for values that may not be refused, and [`VmMsrsError::SetMsrs`].
+    pub fn set_initial(&self, vcpu: &VcpuFd) -> Result<Vec<RefusedMsr>, VmMsrsError> {
+        let refused = set(vcpu, &self.initial).map_err(VmMsrsError::SetMsrs)?;
+        let (errors, warnings): (Vec<_>, Vec<_>) = refused
+            .into_iter()
+            .partition(|refused| refused.initial.refused == OnRefusal::Error);
+        if errors.is_empty() {
+            Ok(warnings)
+        } else {
+            Err(VmMsrsError::InitialRefused(errors))
+        }
+    }
+}
+
 /// Gives a vCPU its initial values, in order, and returns those that KVM refuses. Belongs after `KVM_SET_CPUID2`, which KVM
 /// consults for many MSRs.
 ///
@@ -144,10 +190,7 @@ impl fmt::Display for RefusedMsrs<'_> {
 ///
 /// Those of `KVM_GET_MSRS` and `KVM_SET_MSRS` themselves. That KVM refuses an MSR or a value is none of them: the ioctls
 /// tell it by the number of MSRs they return.
-pub(super) fn set(
-    vcpu: &VcpuFd,
-    values: &[InitialMsr],
-) -> Result<Vec<RefusedMsr>, kvm_ioctls::Error> {
+fn set(vcpu: &VcpuFd, values: &[InitialMsr]) -> Result<Vec<RefusedMsr>, kvm_ioctls::Error> {
     let mut refused = Vec::new();
     for initial in values {
         let kept = if initial.mask == u64::MAX {

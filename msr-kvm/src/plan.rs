@@ -1,19 +1,20 @@
-//! From configuration to the bus, the filter and the exits that belong together.
+//! The bus, the filter and the exit reasons that belong together.
 
+use std::fmt;
 use std::sync::Arc;
 
-use kvm_ioctls::{Cap, MsrExitReason, VcpuFd, VmFd};
 use msr_bus::{
-    BuildError, DeviceContext, DeviceModel, ExitReason, MsrBus, MsrDevice, MsrObserver, MsrRange,
+    BuildError, BusBuilder, Contradiction, CpuClock, CpuIdentity, DeviceContext, ExitReason,
+    Fallback, MsrBus, MsrDevice, MsrObserver, MsrRange, Topology,
 };
-use msr_filter::{Access, CompileError, FilterSpec, InstallError, MsrFilter, Rule, Verdict};
+use msr_filter::{CompileError, FilterSpec, MsrFilter, Verdict};
 
-use crate::MsrConfig;
-use crate::initial::{self, InitialMsr, OnRefusal, RefusedMsr, RefusedMsrs};
-use crate::profile::{self, ProfileError};
+use crate::initial::{self, InitialMsr};
 use crate::source::{self, RuleSource};
+use crate::{HostClock, MsrStats};
 
-/// The bus, and the filter and exits derived from its claims and the configuration's rules.
+/// The bus, and the filter and exit reasons derived from its claims and the user's rules.
+#[derive(Debug)]
 pub struct MsrPlan {
     /// Who answers in userspace.
     pub bus: Arc<MsrBus>,
@@ -27,14 +28,19 @@ pub struct MsrPlan {
     pub exits: Vec<ExitReason>,
     /// What MSRs that KVM keeps hold when a vCPU starts; no device claims them.
     pub initial: Vec<InitialMsr>,
+    pub(crate) topology: Topology,
+    pub(crate) clock: Arc<HostClock>,
+    pub(crate) statistics: Option<Arc<MsrStats>>,
+    pub(crate) instruction_pointers: bool,
 }
 
-/// Why a configuration cannot be carried out.
+/// Why devices and rules cannot be had together.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
     /// A device's own keys are wrong.
-    #[error("[[msr.device]] number {number}: {source}")]
+    #[cfg(feature = "config")]
+    #[error("device number {number}: {source}")]
     Device {
         /// The device's place in the configuration, from 1.
         number: usize,
@@ -42,39 +48,28 @@ pub enum PlanError {
         source: msr_bus::ConfigError,
     },
     /// Devices are in each other's way.
-    #[error("[[msr.device]]: {0}")]
+    #[error(transparent)]
     Bus(#[from] BuildError),
     /// A rule lets the kernel answer what a device claims.
-    #[error(
-        "[[msr.filter.rule]] number {number} allows MSR {rule} in the kernel, but device `{device}` claims {claim}: \
-         take the MSR out of the rule or out of the device"
-    )]
-    Contradiction {
-        /// The rule's place in the configuration, from 1.
-        number: usize,
-        /// The rule's range.
-        rule: MsrRange,
-        /// The device.
-        device: String,
-        /// The device's range.
-        claim: MsrRange,
-    },
+    #[error(transparent)]
+    Contradiction(#[from] Contradiction),
     /// Devices claim MSRs, and KVM is told not to ask.
     #[error(
-        "device `{0}` claims MSRs, but msr.exits lacks \"filter\": without it KVM answers #GP itself and never asks \
-         the device; add \"filter\" to msr.exits"
+        "device `{0}` claims MSRs, but the exit reasons lack \"filter\": without it KVM answers #GP itself and never \
+         asks the device; add \"filter\" to the exit reasons"
     )]
     NoFilterExit(String),
     /// The profile cannot be had.
-    #[error("msr.profile: {0}")]
-    Profile(#[from] ProfileError),
+    #[cfg(feature = "config")]
+    #[error(transparent)]
+    Profile(#[from] crate::ProfileError),
     /// An MSR has an initial value, which KVM would keep, and a device that answers in KVM's place.
     #[error(
-        "[[msr.initial]] number {number}: device `{device}` claims {claim}, so the guest would never see the initial value \
-         of MSR {index:#x} in KVM: take the MSR out of one of them"
+        "initial value {number}: device `{device}` claims {claim}, so the guest would never see the initial value of MSR \
+         {index:#x} in KVM: take the MSR out of one of them"
     )]
     InitialClaimed {
-        /// The initial value's place in the configuration, from 1.
+        /// The initial value's place, from 1.
         number: usize,
         /// The MSR.
         index: u32,
@@ -85,20 +80,19 @@ pub enum PlanError {
     },
     /// An MSR has two initial values.
     #[error(
-        "[[msr.initial]] numbers {first} and {second} are both for MSR {index:#x}: an MSR has one initial value"
+        "initial values {first} and {second} are both for MSR {index:#x}: an MSR has one initial value"
     )]
     InitialTwice {
         /// The MSR.
         index: u32,
-        /// The place of the first in the configuration, from 1.
+        /// The place of the first, from 1.
         first: usize,
         /// The place of the second.
         second: usize,
     },
     /// The rules need more ranges than KVM takes.
     #[error(
-        "[msr.filter]: rules and devices need {needed} filter ranges, and KVM takes at most 16; \
-         fewer without {suggestions}"
+        "rules and devices need {needed} filter ranges, and KVM takes at most 16; fewer without {suggestions}"
     )]
     TooManyRanges {
         /// The fewest ranges that express them.
@@ -107,67 +101,175 @@ pub enum PlanError {
         suggestions: String,
     },
     /// The rules cannot be expressed as a KVM filter.
-    #[error("[msr.filter]: {0}")]
-    Compile(CompileError),
-    /// This KVM lacks what the plan needs.
-    #[error("this host's KVM lacks {name} ({since}); `msr-vmm check` tells what it can do")]
-    MissingCapability {
-        /// The capability's name.
-        name: &'static str,
-        /// Which Linux has it.
-        since: &'static str,
-    },
-    /// KVM refused to exit for MSR accesses.
-    #[error("KVM_ENABLE_CAP(KVM_CAP_X86_USER_SPACE_MSR) failed: {0}")]
-    Enable(kvm_ioctls::Error),
-    /// KVM refused initial values.
-    #[error("[[msr.initial]]: this host's KVM does not take {}; with refused = \"warn\" the VM is built without", RefusedMsrs(.0))]
-    InitialRefused(Vec<RefusedMsr>),
-    /// KVM refused an ioctl on a vCPU's MSRs.
-    #[error("KVM_SET_MSRS failed: {0}")]
-    SetMsrs(kvm_ioctls::Error),
-    /// KVM refused the filter.
     #[error(transparent)]
-    Install(#[from] InstallError),
+    Compile(CompileError),
 }
 
-impl PlanError {
-    /// Whether the configuration is at fault, and not the host's KVM.
-    pub fn is_usage(&self) -> bool {
-        !matches!(
-            self,
-            Self::MissingCapability { .. } | Self::Enable(_) | Self::Install(_) | Self::SetMsrs(_)
-        )
-    }
+/// Collects devices, rules and exit reasons. [`MsrPlan::builder`] makes one.
+pub struct MsrPlanBuilder {
+    bus: BusBuilder,
+    context: DeviceContext,
+    clock: Arc<HostClock>,
+    exits: Vec<ExitReason>,
+    initial: Vec<InitialMsr>,
+    /// What must not contradict the devices' claims.
+    pub(crate) rules: FilterSpec,
+    pub(crate) sources: Vec<RuleSource>,
+    /// What comes behind it, written without knowing of devices.
+    pub(crate) profile: Option<FilterSpec>,
+    statistics: Option<Arc<MsrStats>>,
+    instruction_pointers: bool,
 }
 
 impl MsrPlan {
-    /// Builds the configured devices and those in `extra`, and derives the filter.
+    /// A plan for a guest of this topology, of the most vCPUs it can have, whose CPUID shows this CPU. Without
+    /// further words: no device, every exit reason, #GP for what no device claims, and the kernel may answer all that it can.
+    pub fn builder(topology: Topology, cpu: CpuIdentity) -> MsrPlanBuilder {
+        let clock = Arc::new(HostClock::new(topology.vcpus()));
+        MsrPlanBuilder {
+            bus: MsrBus::builder(),
+            context: DeviceContext {
+                topology,
+                cpu,
+                clock: clock.clone(),
+            },
+            clock,
+            exits: ExitReason::ALL.to_vec(),
+            initial: Vec::new(),
+            rules: FilterSpec::new(Verdict::Allow),
+            sources: Vec::new(),
+            profile: None,
+            statistics: None,
+            instruction_pointers: false,
+        }
+    }
+
+    /// The filter for other rules behind the same devices.
     ///
     /// # Errors
     ///
-    /// [`PlanError`], for whatever the configuration contradicts itself in.
-    pub fn new(
-        config: &MsrConfig,
-        extra: &[Arc<dyn MsrDevice>],
-        observer: Option<Arc<dyn MsrObserver>>,
-        context: &DeviceContext,
-    ) -> Result<Self, PlanError> {
-        let mut builder = MsrBus::builder().fallback(config.unclaimed);
-        for (number, device) in (1..).zip(&config.devices) {
-            let device = device.build(DeviceModel::all(), context);
-            builder =
-                builder.device(device.map_err(|source| PlanError::Device { number, source })?);
+    /// [`PlanError`] for rules that contradict a claim or cannot be compiled.
+    pub fn filter_for(&self, rules: &FilterSpec) -> Result<MsrFilter, PlanError> {
+        let spec = self.bus.filter_spec(rules)?;
+        spec.compile().map_err(PlanError::Compile)
+    }
+
+    /// Whether a device answers the MSR, or it has an initial value in KVM.
+    pub fn has_msr(&self, index: u32) -> bool {
+        self.bus.device(index).is_some() || self.initial.iter().any(|i| i.index == index)
+    }
+
+    /// The clock that the devices see.
+    pub fn clock(&self) -> &Arc<HostClock> {
+        &self.clock
+    }
+}
+
+impl MsrPlanBuilder {
+    /// What devices are built for: the topology, the CPU and the clock.
+    pub fn context(&self) -> &DeviceContext {
+        &self.context
+    }
+
+    /// Sets another clock for the devices that are added from now on, in place of [`MsrPlan::clock`].
+    #[must_use]
+    pub fn device_clock(mut self, clock: Arc<dyn CpuClock>) -> Self {
+        self.context.clock = clock;
+        self
+    }
+
+    /// Adds a device.
+    #[must_use]
+    pub fn device(mut self, device: Arc<dyn MsrDevice>) -> Self {
+        self.bus = self.bus.device(device);
+        self
+    }
+
+    /// Adds an observer that sees every access that reaches userspace.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn MsrObserver>) -> Self {
+        self.bus = self.bus.observer(observer);
+        self
+    }
+
+    /// Counts every access that reaches userspace.
+    #[must_use]
+    pub fn statistics(mut self) -> Self {
+        let stats = Arc::new(MsrStats::new(self.context.topology.vcpus()));
+        self.statistics = Some(stats.clone());
+        self.observer(stats)
+    }
+
+    /// Lets observers have the RIP of each access, where this KVM has synchronized registers: see
+    /// [`VcpuMsrs::synchronize_registers`](crate::VcpuMsrs::synchronize_registers).
+    #[must_use]
+    pub fn instruction_pointers(mut self) -> Self {
+        self.instruction_pointers = true;
+        self
+    }
+
+    /// Sets what becomes of accesses that no device claims.
+    #[must_use]
+    pub fn fallback(mut self, fallback: Fallback) -> Self {
+        self.bus = self.bus.fallback(fallback);
+        self
+    }
+
+    /// Sets the reasons for which KVM asks userspace; for the others it injects #GP itself.
+    #[must_use]
+    pub fn exits(mut self, exits: &[ExitReason]) -> Self {
+        self.exits = exits.to_vec();
+        self
+    }
+
+    /// Sets what MSRs that KVM keeps hold when a vCPU starts.
+    #[must_use]
+    pub fn initial(mut self, initial: Vec<InitialMsr>) -> Self {
+        self.initial = initial;
+        self
+    }
+
+    /// Sets what the kernel may answer, apart from what devices claim.
+    #[must_use]
+    pub fn rules(mut self, rules: FilterSpec) -> Self {
+        self.sources = (1..=rules.rules.len())
+            .map(|number| RuleSource::User {
+                number,
+                reason: None,
+            })
+            .collect();
+        self.rules = rules;
+        self
+    }
+
+    /// Builds the bus and derives the filter.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError`], for whatever devices and rules contradict each other in.
+    pub fn build(self) -> Result<MsrPlan, PlanError> {
+        let bus = self.bus.build()?;
+        initial::check(&self.initial, &bus)?;
+        bus.check_rules(&self.rules.rules)
+            .map_err(|error| in_source(error, &self.sources))?;
+        if !self.exits.contains(&ExitReason::Filter)
+            && let Some((_, device)) = bus.claims().next()
+        {
+            return Err(PlanError::NoFilterExit(device.name().to_owned()));
         }
-        for device in extra {
-            builder = builder.device(device.clone());
+        // The claims are denied in the kernel, so that KVM asks; then come the user's own rules, then the profile's.
+        // A profile may allow what a device claims: it is written without knowing of devices.
+        let default = self.profile.as_ref().unwrap_or(&self.rules).default;
+        let mut spec = FilterSpec::new(default);
+        spec.rules.extend(bus.claim_rules());
+        spec.rules.extend_from_slice(&self.rules.rules);
+        if let Some(profile) = &self.profile {
+            spec.rules.extend_from_slice(&profile.rules);
         }
-        if let Some(observer) = observer {
-            builder = builder.observer(observer);
-        }
-        let bus = builder.build()?;
-        check_initial(&config.initial, &bus)?;
-        let (spec, sources) = derive(config, &bus)?;
+        let claims = bus.claims().map(|(_, device)| RuleSource::Claim {
+            device: device.name().to_owned(),
+        });
+        let sources: Vec<RuleSource> = claims.chain(self.sources).collect();
         let filter = spec.compile().map_err(|error| match error {
             CompileError::TooManyRanges {
                 needed,
@@ -179,154 +281,39 @@ impl MsrPlan {
             },
             error => PlanError::Compile(error),
         })?;
-        Ok(Self {
+        Ok(MsrPlan {
             bus: Arc::new(bus),
             spec,
             sources,
             filter,
-            exits: config.exits.clone(),
-            initial: config.initial.clone(),
-        })
-    }
-
-    /// Whether a device answers the MSR, or it has an initial value in KVM.
-    pub fn has_msr(&self, index: u32) -> bool {
-        self.bus.device(index).is_some() || self.initial.iter().any(|i| i.index == index)
-    }
-
-    /// Gives a vCPU its initial values, once it has its CPUID. Returns what KVM refused and may be without.
-    ///
-    /// # Errors
-    ///
-    /// [`PlanError::InitialRefused`] for values that may not be refused, and [`PlanError::SetMsrs`].
-    pub fn set_initial(&self, vcpu: &VcpuFd) -> Result<Vec<RefusedMsr>, PlanError> {
-        let refused = initial::set(vcpu, &self.initial).map_err(PlanError::SetMsrs)?;
-        let (errors, warnings): (Vec<_>, Vec<_>) = refused
-            .into_iter()
-            .partition(|refused| refused.initial.refused == OnRefusal::Error);
-        if errors.is_empty() {
-            Ok(warnings)
-        } else {
-            Err(PlanError::InitialRefused(errors))
-        }
-    }
-
-    /// Tells KVM to ask userspace, and what about. Belongs before the first vCPU runs.
-    ///
-    /// # Errors
-    ///
-    /// [`PlanError`], for what KVM lacks or refuses.
-    pub fn install(&self, vm: &VmFd) -> Result<(), PlanError> {
-        if !self.exits.is_empty() {
-            require(vm, Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR")?;
-            let mut cap = kvm_bindings::kvm_enable_cap {
-                cap: Cap::X86UserSpaceMsr as u32,
-                ..Default::default()
-            };
-            cap.args[0] = u64::from(
-                self.exits
-                    .iter()
-                    .copied()
-                    .map(mask)
-                    .collect::<MsrExitReason>()
-                    .bits(),
-            );
-            vm.enable_cap(&cap).map_err(PlanError::Enable)?;
-        }
-        require(vm, Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER")?;
-        Ok(self.filter.install(vm)?)
-    }
-}
-
-fn mask(reason: ExitReason) -> MsrExitReason {
-    match reason {
-        ExitReason::Filter => MsrExitReason::Filter,
-        ExitReason::Unknown => MsrExitReason::Unknown,
-        ExitReason::Invalid => MsrExitReason::Inval,
-    }
-}
-
-fn require(vm: &VmFd, cap: Cap, name: &'static str) -> Result<(), PlanError> {
-    if vm.check_extension(cap) {
-        Ok(())
-    } else {
-        Err(PlanError::MissingCapability {
-            name,
-            since: "Linux 5.10 and later have it",
+            exits: self.exits,
+            initial: self.initial,
+            topology: self.context.topology,
+            clock: self.clock,
+            statistics: self.statistics,
+            instruction_pointers: self.instruction_pointers,
         })
     }
 }
 
-/// Each initial value is of an MSR of its own, and of one that KVM answers.
-fn check_initial(initial: &[InitialMsr], bus: &MsrBus) -> Result<(), PlanError> {
-    for (place, InitialMsr { index, .. }) in initial.iter().enumerate() {
-        let (number, index) = (place + 1, *index);
-        if let Some(first) = initial[..place].iter().position(|i| i.index == index) {
-            return Err(PlanError::InitialTwice {
-                index,
-                first: first + 1,
-                second: number,
-            });
-        }
-        let one = MsrRange::single(index);
-        if let Some((claim, device)) = bus.claims().find(|(c, _)| c.intersection(one).is_some()) {
-            let device = device.name().to_owned();
-            return Err(PlanError::InitialClaimed {
-                number,
-                index,
-                device,
-                claim,
-            });
-        }
+/// Numbers the rule as its author did, who may have given several ranges to one.
+fn in_source(error: Contradiction, sources: &[RuleSource]) -> Contradiction {
+    match sources.get(error.rule) {
+        Some(RuleSource::User { number, .. }) => Contradiction {
+            rule: number - 1,
+            ..error
+        },
+        _ => error,
     }
-    Ok(())
 }
 
-/// The claims are denied in the kernel, so that KVM asks; then come the user's own rules, then the profile's.
-/// A profile may allow what a device claims: it is written without knowing of devices.
-fn derive(config: &MsrConfig, bus: &MsrBus) -> Result<(FilterSpec, Vec<RuleSource>), PlanError> {
-    let user = &config.filter;
-    for (number, rule) in (1..)
-        .zip(&user.rules)
-        .filter(|(_, rule)| rule.verdict == Verdict::Allow)
-    {
-        for range in &rule.msrs {
-            if let Some((claim, device)) =
-                bus.claims().find(|(c, _)| c.intersection(*range).is_some())
-            {
-                let device = device.name().to_owned();
-                return Err(PlanError::Contradiction {
-                    number,
-                    rule: *range,
-                    device,
-                    claim,
-                });
-            }
-        }
+impl fmt::Debug for MsrPlanBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MsrPlanBuilder")
+            .field("bus", &self.bus)
+            .field("context", &self.context)
+            .field("exits", &self.exits)
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
     }
-    if !config.exits.contains(&ExitReason::Filter)
-        && let Some((_, device)) = bus.claims().next()
-    {
-        return Err(PlanError::NoFilterExit(device.name().to_owned()));
-    }
-    let profile = config.profile.as_deref().map(profile::load).transpose()?;
-    let default = profile.as_ref().map_or(user.default, |p| p.default);
-    let mut spec = FilterSpec::new(default);
-    let mut sources = Vec::new();
-    for (claim, device) in bus.claims() {
-        spec.rules
-            .push(Rule::new(claim, Access::all(), Verdict::Deny));
-        let device = device.name().to_owned();
-        sources.push(RuleSource::Claim { device });
-    }
-    spec.rules.extend(FilterSpec::from(user).rules);
-    sources.extend(RuleSource::of_config(user, |number, reason| {
-        RuleSource::User { number, reason }
-    }));
-    if let Some(profile) = &profile {
-        spec.rules.extend(FilterSpec::from(profile).rules);
-        let source = |number, reason| RuleSource::Profile { number, reason };
-        sources.extend(RuleSource::of_config(profile, source));
-    }
-    Ok((spec, sources))
 }

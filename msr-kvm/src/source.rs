@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use msr_filter::{FilterConfig, FilterSpec, MsrRange, Suggestion};
+#[cfg(feature = "config")]
+use msr_filter::FilterConfig;
+use msr_filter::{FilterSpec, MsrRange, Suggestion};
 
 /// Where a rule of the filter comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +16,7 @@ pub enum RuleSource {
     },
     /// The user wrote it.
     User {
-        /// Its place under `[msr.filter]`, from 1.
+        /// Its place among the user's rules, from 1.
         number: usize,
         /// The reason given there.
         reason: Option<String>,
@@ -29,6 +31,7 @@ pub enum RuleSource {
 }
 
 impl RuleSource {
+    #[cfg(feature = "config")]
     /// The sources of the rules that [`FilterSpec::from`] makes of `config`, in their order.
     pub(crate) fn of_config(
         config: &FilterConfig,
@@ -54,8 +57,8 @@ impl fmt::Display for RuleSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Claim { device } => write!(f, "the claim of device `{device}`"),
-            Self::User { number, .. } => write!(f, "[[msr.filter.rule]] number {number}"),
-            Self::Profile { number, .. } => write!(f, "the profile's [[rule]] number {number}"),
+            Self::User { number, .. } => write!(f, "rule {number}"),
+            Self::Profile { number, .. } => write!(f, "the profile's rule {number}"),
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
-use msr_bus::{DeviceContext, MsrDevice, MsrObserver, Topology, VcpuContext, VcpuId};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use msr_bus::{DeviceModel, MsrDevice, MsrObserver, Topology, VcpuContext, VcpuId};
 
 use crate::acpi::{self, AcpiConfig};
 use crate::boot::{self, Loading};
@@ -20,14 +20,14 @@ use crate::shutdown::shutdown_channel;
 use crate::timing::{BootEvent, BootTiming};
 use crate::vcpu::Vcpu;
 use crate::vm::{Vm, VmError};
-use msr_kvm::HostClock;
-use msr_kvm::{MsrPlan, RefusedMsrs, VcpuView};
+use msr_kvm::{MsrPlan, RefusedMsrs, VmMsrs};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Collects what a VM is made of, beyond its configuration.
 pub struct VmBuilder {
     config: Config,
     devices: Vec<Arc<dyn MsrDevice>>,
-    observer: Option<Arc<dyn MsrObserver>>,
+    observers: Vec<Arc<dyn MsrObserver>>,
     output: Box<dyn Write + Send>,
     timing: Option<Arc<BootTiming>>,
     instruction_pointers: bool,
@@ -43,7 +43,7 @@ impl VmBuilder {
         Self {
             config,
             devices: Vec::new(),
-            observer: None,
+            observers: Vec::new(),
             output: Box::new(io::sink()),
             timing: None,
             instruction_pointers: false,
@@ -58,10 +58,10 @@ impl VmBuilder {
         self
     }
 
-    /// Sets the observer that sees every MSR access that reaches userspace.
+    /// Adds an observer that sees every MSR access that reaches userspace.
     #[must_use]
     pub fn msr_observer(mut self, observer: Arc<dyn MsrObserver>) -> Self {
-        self.observer = Some(observer);
+        self.observers.push(observer);
         self
     }
 
@@ -108,13 +108,18 @@ impl VmBuilder {
         let topology = config.vm.topology()?;
         let kernel = config.vm.kernel.as_deref().ok_or(ConfigError::NoKernel)?;
         let devices = virtio_devices(&config.vm)?;
-        let clock = Arc::new(HostClock::new(topology.vcpus()));
-        let context = DeviceContext {
-            topology,
-            cpu: config.cpu.cpu_identity()?,
-            clock: clock.clone(),
-        };
-        let plan = MsrPlan::new(&config.msr, &self.devices, self.observer, &context)?;
+        let mut plan = MsrPlan::builder(topology, config.cpu.cpu_identity()?)
+            .config(&config.msr, DeviceModel::all())?;
+        for device in self.devices {
+            plan = plan.device(device);
+        }
+        for observer in self.observers {
+            plan = plan.observer(observer);
+        }
+        if self.instruction_pointers {
+            plan = plan.instruction_pointers();
+        }
+        let plan = plan.build()?;
 
         let memory = memory::map(&config.vm)?;
         let loading = Loading::start(
@@ -130,7 +135,10 @@ impl VmBuilder {
         let vm = Arc::new(kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?);
         // Before the irqchip, whose creation leaves RCU callbacks pending. KVM waits out a grace period when a filter
         // is replaced; with callbacks pending that takes 10 ms and more, and without some microseconds.
-        plan.install(&vm)?;
+        let guest_memory = memory.clone();
+        let msrs = VmMsrs::install(&vm, plan, move |address, buf: &mut [u8]| {
+            guest_memory.read_slice(buf, GuestAddress(address)).is_ok()
+        })?;
         mark(BootEvent::MsrFilter);
         memory::register(&vm, &memory)?;
         mark(BootEvent::Memory);
@@ -143,22 +151,16 @@ impl VmBuilder {
         let machine = Machine::new(&vm, &shutdown, self.output, virtio, timing.clone())?;
         mark(BootEvent::Devices);
 
-        let mut fds = create_vcpus(&vm, topology)?;
-        if self.instruction_pointers && vm.check_extension(Cap::SyncRegs) {
-            for fd in &mut fds {
-                fd.set_sync_valid_reg(SyncReg::Register);
-            }
-        }
+        let fds = create_vcpus(&vm, topology)?;
         let host = HostCpu::query(&kvm, &fds[0])?;
-        clock.set_tsc_khz(host.tsc_khz);
-        let has_msr = |index| plan.has_msr(index);
+        let has_msr = |index| msrs.plan().has_msr(index);
         let cpuid = Cpuid::new(&host, &config.cpu, topology, &has_msr)?;
         warn_of_unoffered(cpuid.unoffered(), config.cpu.unoffered);
         for (id, fd) in (0..).map(VcpuId).zip(&fds) {
             fd.set_cpuid2(&cpuid.for_vcpu(id))
                 .map_err(VmError::kvm("KVM_SET_CPUID2"))?;
             msrs::set(fd)?;
-            let refused = plan.set_initial(fd)?;
+            let refused = msrs.plan().set_initial(fd)?;
             // The vCPUs are alike.
             if id == VcpuId(0) && !refused.is_empty() {
                 log::warn!(
@@ -193,26 +195,25 @@ impl VmBuilder {
         let control = Arc::new(Control::new(fds.len()));
         let vcpus = (0..)
             .zip(fds)
-            .map(|(id, fd)| Vcpu {
-                fd,
-                location: topology.locate(VcpuId(id)),
-                memory: memory.clone(),
-                bus: plan.bus.clone(),
-                io: machine.io.clone(),
-                control: control.clone(),
-                shutdown: shutdown.clone(),
-                one_msr: VcpuView::room(),
-                exits: 0,
-                at_stop: self.at_stop.clone(),
+            .map(|(id, mut fd)| {
+                Ok(Vcpu {
+                    msrs: msrs.vcpu(VcpuId(id), &mut fd)?,
+                    fd,
+                    memory: memory.clone(),
+                    io: machine.io.clone(),
+                    control: control.clone(),
+                    shutdown: shutdown.clone(),
+                    exits: 0,
+                    at_stop: self.at_stop.clone(),
+                })
             })
-            .collect();
+            .collect::<Result<Vec<_>, VmError>>()?;
         Ok(Vm {
             fd: vm,
             kernel_build_id: images.build_id(&memory),
-            plan,
+            msrs,
             vcpus,
             control,
-            clock,
             machine,
             shutdown,
             shutdown_receiver,

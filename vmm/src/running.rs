@@ -7,6 +7,7 @@ use std::time::Duration;
 use kvm_ioctls::VmFd;
 use msr_bus::{MsrBus, VcpuId};
 use msr_filter::{InstallError, MsrFilter};
+use msr_kvm::VmMsrs;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::Killable;
 
@@ -28,7 +29,7 @@ const REPORT_LIMIT: Duration = Duration::from_secs(1);
 /// A handle to a running VM. Dropping it stops the VM.
 pub struct RunningVm {
     fd: Arc<VmFd>,
-    bus: Arc<MsrBus>,
+    msrs: VmMsrs,
     control: Arc<Control>,
     threads: Vec<JoinHandle<()>>,
     console: Arc<Console>,
@@ -46,7 +47,7 @@ impl RunningVm {
             .map_err(|error| VmError::host("cannot install a signal handler")(error.into()))?;
         let mut running = Self {
             fd: vm.fd,
-            bus: vm.plan.bus,
+            msrs: vm.msrs,
             control: vm.control,
             threads: Vec::with_capacity(vm.vcpus.len()),
             console: vm.machine.console,
@@ -57,8 +58,8 @@ impl RunningVm {
             shutdown_receiver: vm.shutdown_receiver,
         };
         for vcpu in vm.vcpus {
-            let clock = vm.clock.clone();
-            let id = vcpu.location.thread;
+            let clock = running.msrs.clock().clone();
+            let id = vcpu.id().0;
             // The others wait for the boot vCPU's first interrupt.
             let timing = vm.timing.clone().filter(|_| id == 0);
             let thread = thread::Builder::new()
@@ -177,7 +178,7 @@ impl RunningVm {
 
     /// The bus that answers MSR accesses.
     pub fn msr_bus(&self) -> &Arc<MsrBus> {
-        &self.bus
+        self.msrs.bus()
     }
 
     fn kick(&self) {

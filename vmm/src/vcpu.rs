@@ -1,11 +1,10 @@
 //! A vCPU: one thread, one loop.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs};
+use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use msr_bus::{CpuLocation, MsrBus, VcpuId};
+use msr_bus::VcpuId;
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vm_memory::GuestMemoryMmap;
@@ -16,7 +15,7 @@ use crate::fault::{Fault, FaultReason};
 use crate::shutdown::{ShutdownReason, ShutdownSender};
 use crate::vcpu_report::VcpuReport;
 use msr_kvm::InternalError;
-use msr_kvm::{MsrExit, VcpuView, complete};
+use msr_kvm::VcpuMsrs;
 
 /// What reads of ports and addresses that no device answers give.
 const OPEN_BUS: u8 = 0xff;
@@ -24,13 +23,11 @@ const OPEN_BUS: u8 = 0xff;
 /// A vCPU and everything its exits need.
 pub(crate) struct Vcpu {
     pub(crate) fd: VcpuFd,
-    pub(crate) location: CpuLocation,
+    pub(crate) msrs: VcpuMsrs,
     pub(crate) memory: GuestMemoryMmap,
-    pub(crate) bus: Arc<MsrBus>,
     pub(crate) io: Arc<IoManager>,
     pub(crate) control: Arc<Control>,
     pub(crate) shutdown: ShutdownSender,
-    pub(crate) one_msr: RefCell<Msrs>,
     /// See [`VcpuReport::exits`].
     pub(crate) exits: u64,
     pub(crate) at_stop: Option<AtStop>,
@@ -46,7 +43,7 @@ impl Vcpu {
             return;
         }
         if let Err(reason) = self.run_loop() {
-            let vcpu = VcpuId(self.location.thread);
+            let vcpu = self.id();
             let fault = Fault::new(vcpu, reason, &self.fd, &self.memory);
             self.shutdown.send(ShutdownReason::Fault(Box::new(fault)));
         }
@@ -56,13 +53,9 @@ impl Vcpu {
         loop {
             self.exits += 1;
             match self.fd.run() {
-                Ok(VcpuExit::X86Rdmsr(exit)) => {
-                    let exit = MsrExit::from(exit);
-                    self.answer(exit);
-                }
-                Ok(VcpuExit::X86Wrmsr(exit)) => {
-                    let exit = MsrExit::from(exit);
-                    self.answer(exit);
+                // The hot path: asks the bus and leaves the answer for the next KVM_RUN.
+                Ok(VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_)) => {
+                    self.msrs.answer(&mut self.fd);
                 }
                 Ok(VcpuExit::IoIn(port, data)) => {
                     if self.io.pio_read(PioAddress(port), data).is_err() {
@@ -115,12 +108,9 @@ impl Vcpu {
         }
     }
 
-    /// The hot path: asks the bus and leaves the answer for the next KVM_RUN.
-    #[inline]
-    fn answer(&mut self, exit: MsrExit) {
-        let view = VcpuView::new(&self.fd, self.location, &self.memory, &self.one_msr);
-        let answer = exit.answer(&self.bus, &view);
-        complete(self.fd.get_kvm_run(), answer);
+    /// The vCPU's number.
+    pub(crate) fn id(&self) -> VcpuId {
+        VcpuId(self.msrs.location().thread)
     }
 
     /// KVM_RUN returned because of a signal. It finished any pending exit before it looked for signals, so
@@ -132,7 +122,7 @@ impl Vcpu {
     }
 
     fn checkpoint(&self) -> Command {
-        let vcpu = VcpuId(self.location.thread);
+        let vcpu = self.id();
         self.control.checkpoint(vcpu, || {
             VcpuReport::new(vcpu, self.exits, &self.fd, &self.memory)
         })
@@ -143,16 +133,11 @@ impl Drop for Vcpu {
     /// Also on a panic: the others must not wait for this one.
     fn drop(&mut self) {
         if let Some(at_stop) = &self.at_stop {
-            at_stop(&VcpuView::new(
-                &self.fd,
-                self.location,
-                &self.memory,
-                &self.one_msr,
-            ));
+            self.msrs.with_context(&self.fd, |context| at_stop(context));
         }
         self.control.leave();
         if std::thread::panicking() {
-            let vcpu = VcpuId(self.location.thread);
+            let vcpu = self.id();
             let fault = Fault::new(vcpu, FaultReason::Panicked, &self.fd, &self.memory);
             self.shutdown.send(ShutdownReason::Fault(Box::new(fault)));
         }

@@ -21,8 +21,7 @@ use crate::running::RunningVm;
 use crate::shutdown::{ShutdownReceiver, ShutdownSender};
 use crate::timing::BootTiming;
 use crate::vcpu::Vcpu;
-use msr_kvm::HostClock;
-use msr_kvm::{MsrPlan, PlanError};
+use msr_kvm::{MsrPlan, PlanError, VmMsrs, VmMsrsError};
 
 /// Why a VM cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +31,11 @@ pub enum VmError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The MSR configuration cannot be carried out.
-    #[error(transparent)]
+    #[error("{place}{0}", place = place(.0))]
     Msr(#[from] PlanError),
+    /// KVM does not carry out the MSR configuration.
+    #[error("{0}; `msr-vmm check` says what this KVM can do")]
+    MsrInstall(#[from] VmMsrsError),
     /// The guest's memory cannot be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -91,13 +93,14 @@ impl VmError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Config(_)
+            | Self::Msr(_)
+            | Self::MsrInstall(VmMsrsError::InitialRefused(_))
             | Self::Boot(_)
             | Self::CpuModel(_)
             | Self::Cpuid(_)
             | Self::Disk(_) => true,
             Self::Virtio(error) => matches!(error, AttachError::TooMany(_)),
             Self::Memory(error) => !matches!(error, MemoryError::Register(_)),
-            Self::Msr(error) => error.is_usage(),
             _ => false,
         }
     }
@@ -111,14 +114,25 @@ impl VmError {
     }
 }
 
+/// Where a configuration file says what is wrong in the MSR part.
+fn place(error: &PlanError) -> &'static str {
+    match error {
+        PlanError::Device { .. } | PlanError::Bus(_) => "[[msr.device]]: ",
+        PlanError::Contradiction(_) => "[[msr.filter.rule]]: ",
+        PlanError::InitialClaimed { .. } | PlanError::InitialTwice { .. } => "[[msr.initial]]: ",
+        PlanError::NoFilterExit(_) => "msr.exits: ",
+        PlanError::Profile(_) => "msr.profile: ",
+        _ => "[msr.filter]: ",
+    }
+}
+
 /// A VM that is ready to execute its first instruction.
 pub struct Vm {
     pub(crate) fd: Arc<VmFd>,
     pub(crate) kernel_build_id: Option<String>,
-    pub(crate) plan: MsrPlan,
+    pub(crate) msrs: VmMsrs,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) control: Arc<Control>,
-    pub(crate) clock: Arc<HostClock>,
     pub(crate) machine: Machine,
     pub(crate) shutdown: ShutdownSender,
     pub(crate) shutdown_receiver: ShutdownReceiver,
@@ -133,7 +147,7 @@ impl Vm {
 
     /// The bus that answers MSR accesses, and the filter that makes KVM ask it.
     pub fn msr_plan(&self) -> &MsrPlan {
-        &self.plan
+        self.msrs.plan()
     }
 
     /// The GNU build ID of the kernel that was loaded, in hexadecimal digits, where it has one.

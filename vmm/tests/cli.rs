@@ -139,10 +139,8 @@ fn rules_without_effect_are_told_by_their_place() {
     let text = stdout(&["filter", config.path()]);
     let warnings: Vec<&str> = text.lines().filter(|l| l.starts_with("warning:")).collect();
     assert_eq!(warnings.len(), 2, "{text}");
-    assert!(
-        warnings[0].contains("number 2 on 0x11") && warnings[0].contains("number 1 on 0x10-0x20")
-    );
-    assert!(warnings[1].contains("number 3 on 0x802") && warnings[1].contains("x2APIC"));
+    assert!(warnings[0].contains("rule 2 on 0x11") && warnings[0].contains("rule 1 on 0x10-0x20"));
+    assert!(warnings[1].contains("rule 3 on 0x802") && warnings[1].contains("x2APIC"));
 }
 
 #[test]
@@ -168,7 +166,7 @@ fn explain_says_who_answers_a_read_and_a_write_and_which_rule_made_it_so() {
     // Unknown MSRs do not reach userspace here, and it says so.
     assert!(read.contains("msr.exits lacks \"unknown\""), "{read}");
     assert!(
-        write.starts_with("#GP") && write.contains("[[msr.filter.rule]] number 1"),
+        write.starts_with("#GP") && write.contains("rule 1 says"),
         "{write}"
     );
     assert!(
@@ -207,7 +205,7 @@ fn rules_that_do_not_fit_are_refused_with_what_to_do_without() {
     let config = ConfigFile::new("many", &rules.concat());
     let error = refusal(&["filter", config.path()]);
     assert!(
-        error.contains("17 filter ranges") && error.contains("number 1 on 0x100000 (leaves 16)"),
+        error.contains("17 filter ranges") && error.contains("rule 1 on 0x100000 (leaves 16)"),
         "{error}"
     );
 }

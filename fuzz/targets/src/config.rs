@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use msr_bus::DeviceContext;
+use msr_bus::DeviceModel;
 use msr_bus::testing::FakeClock;
-use msr_kvm::MsrPlan;
+use msr_kvm::{MsrPlan, MsrPlanBuilder};
 use msr_vmm::Config;
 
 /// Models that read what the host has; what they find is not the input's.
@@ -33,12 +33,10 @@ pub fn run(data: &[u8]) {
     if config.msr.devices.iter().any(|d| of_the_host(&d.model)) || config.msr.profile.is_some() {
         return;
     }
-    let context = DeviceContext {
-        topology,
-        cpu,
-        clock: Arc::new(FakeClock::default()),
-    };
-    match MsrPlan::new(&config.msr, &[], None, &context) {
+    let plan = MsrPlan::builder(topology, cpu)
+        .device_clock(Arc::new(FakeClock::default()))
+        .config(&config.msr, DeviceModel::all());
+    match plan.and_then(MsrPlanBuilder::build) {
         Ok(_) => {}
         Err(error) => drop(error.to_string()),
     }

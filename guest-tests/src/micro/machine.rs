@@ -6,8 +6,8 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_userspace_memory_r
 use kvm_ioctls::{Cap, Kvm, MsrExitReason, VmFd};
 use msr_bus::{MsrBus, Topology, VcpuId};
 use msr_filter::MsrFilter;
-use msr_kvm::VcpuView;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use msr_kvm::VcpuMsrs;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::code::AccessLoop;
 use super::error::{MicroError, kvm};
@@ -127,14 +127,19 @@ impl Builder {
                 sregs.apic_base |= APIC_BASE_X2APIC_ENABLE;
             }
             fd.set_sregs(&sregs).map_err(kvm("KVM_SET_SREGS"))?;
+            let reader = guest_memory.clone();
             vcpus.push(MicroVcpu {
                 fd,
                 id,
-                location: topology.locate(VcpuId(id)),
                 mode: self.mode,
                 memory: guest_memory.clone(),
-                bus: Arc::clone(&bus),
-                one_msr: VcpuView::room(),
+                msrs: VcpuMsrs::new(
+                    Arc::clone(&bus),
+                    topology.locate(VcpuId(id)),
+                    Arc::new(move |address, buf: &mut [u8]| {
+                        reader.read_slice(buf, GuestAddress(address)).is_ok()
+                    }),
+                ),
             });
         }
         Ok(MicroVm { vcpus, vm, code })

@@ -1,17 +1,13 @@
 //! The guest's memory: what is where, and what is in it at the start.
 
+use msr_kvm::check::tiny_guest;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::code::AccessLoop;
-use super::registers::{CODE_SELECTOR, DATA_SELECTOR, Mode};
+use super::registers::Mode;
 
 pub(super) const IVT: u64 = 0;
-pub(super) const PML4: u64 = 0x1000;
-const PDPT: u64 = 0x2000;
-const PAGE_DIRECTORY: u64 = 0x3000;
-pub(super) const GDT: u64 = 0x4000;
-pub(super) const IDT: u64 = 0x5000;
-pub(super) const CODE: u64 = 0x6000;
+pub(super) const CODE: u64 = tiny_guest::TABLES_END;
 const STACK_TOP: u64 = 0x9000;
 /// The first vCPU's table of accesses.
 pub(super) const TABLE: u64 = 0x1_0000;
@@ -51,24 +47,9 @@ pub(super) fn fill(
             GuestAddress(IVT + 4 * GENERAL_PROTECTION),
         );
     }
-    const PRESENT_WRITABLE: u64 = 0b11;
-    const LARGE: u64 = 1 << 7;
-    memory.write_obj(PDPT | PRESENT_WRITABLE, GuestAddress(PML4))?;
-    memory.write_obj(PAGE_DIRECTORY | PRESENT_WRITABLE, GuestAddress(PDPT))?;
-    for page in 0..u64::from(MAX_VCPUS) {
-        memory.write_obj(
-            page << 21 | LARGE | PRESENT_WRITABLE,
-            GuestAddress(PAGE_DIRECTORY + 8 * page),
-        )?;
+    let handlers = [(GENERAL_PROTECTION as u8, code.on_fault)];
+    for (address, value) in tiny_guest::long_mode_tables(&handlers) {
+        memory.write_obj(value, GuestAddress(address))?;
     }
-    for (selector, descriptor) in [
-        (CODE_SELECTOR, 0x00af_9b00_0000_ffff_u64),
-        (DATA_SELECTOR, 0x00cf_9300_0000_ffff),
-    ] {
-        memory.write_obj(descriptor, GuestAddress(GDT + u64::from(selector)))?;
-    }
-    const INTERRUPT_GATE: u64 = 0x8e << 40;
-    // The handler lies below 64 KiB, so the upper parts of its offset are 0.
-    let gate = INTERRUPT_GATE | u64::from(CODE_SELECTOR) << 16 | code.on_fault;
-    memory.write_obj(gate, GuestAddress(IDT + 16 * GENERAL_PROTECTION))
+    Ok(())
 }

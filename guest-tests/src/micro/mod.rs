@@ -30,4 +30,4 @@ pub use kernel::{KERNEL_ADDRESS, write_kernel};
 pub use machine::{Builder, MicroVm};
 pub use record::{Fault, Op, Outcome, Seen};
 pub use registers::Mode;
-pub use vcpu::{Answered, MicroVcpu, Run};
+pub use vcpu::{MicroVcpu, Run};

@@ -1,12 +1,8 @@
 //! A vCPU and the guest on it.
 
-use std::cell::RefCell;
-use std::sync::Arc;
-
-use kvm_bindings::{Msrs, kvm_regs};
+use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use msr_bus::{CpuLocation, GeneralProtection, MsrBus};
-use msr_kvm::{MsrExit, VcpuView, complete};
+use msr_kvm::{Answered, VcpuMsrs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::code::DONE_PORT;
@@ -14,15 +10,6 @@ use super::error::{MicroError, kvm};
 use super::memory;
 use super::record::{Op, Record, Seen};
 use super::registers::Mode;
-
-/// An MSR exit with the answer that userspace gave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answered {
-    /// What KVM asked.
-    pub exit: MsrExit,
-    /// The value read (0 for a write), or #GP.
-    pub answer: Result<u64, GeneralProtection>,
-}
 
 /// A guest's run, seen from both sides.
 #[derive(Clone, Debug, Default)]
@@ -38,11 +25,9 @@ pub struct MicroVcpu {
     /// The vCPU, for what the kit does not do itself.
     pub fd: VcpuFd,
     pub(super) id: u32,
-    pub(super) location: CpuLocation,
     pub(super) mode: Mode,
     pub(super) memory: GuestMemoryMmap,
-    pub(super) bus: Arc<MsrBus>,
-    pub(super) one_msr: RefCell<Msrs>,
+    pub(super) msrs: VcpuMsrs,
 }
 
 impl MicroVcpu {
@@ -109,21 +94,14 @@ impl MicroVcpu {
     ///
     /// [`MicroError::UnexpectedExit`] for any other exit.
     pub fn answer_next(&mut self) -> Result<Option<Answered>, MicroError> {
-        let exit = match self.fd.run().map_err(kvm("KVM_RUN"))? {
-            VcpuExit::X86Rdmsr(exit) => MsrExit::from(exit),
-            VcpuExit::X86Wrmsr(exit) => MsrExit::from(exit),
-            VcpuExit::IoOut(DONE_PORT, _) => return Ok(None),
-            exit => {
-                return Err(MicroError::UnexpectedExit {
-                    exit: format!("{exit:?}"),
-                    rip: self.fd.get_regs().map_err(kvm("KVM_GET_REGS"))?.rip,
-                });
-            }
-        };
-        let view = VcpuView::new(&self.fd, self.location, &self.memory, &self.one_msr);
-        let answer = exit.answer(&self.bus, &view);
-        complete(self.fd.get_kvm_run(), answer);
-        Ok(Some(Answered { exit, answer }))
+        match self.fd.run().map_err(kvm("KVM_RUN"))? {
+            VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_) => Ok(self.msrs.answer(&mut self.fd)),
+            VcpuExit::IoOut(DONE_PORT, _) => Ok(None),
+            exit => Err(MicroError::UnexpectedExit {
+                exit: format!("{exit:?}"),
+                rip: self.fd.get_regs().map_err(kvm("KVM_GET_REGS"))?.rip,
+            }),
+        }
     }
 
     /// What the guest has noted of its first `count` accesses.

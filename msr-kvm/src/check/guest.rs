@@ -1,8 +1,7 @@
 //! Runs the tiny guests, one vCPU each, in one VM.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_pit_config, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_userspace_memory_region,
+    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_pit_config, kvm_regs, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use msr_filter::{Access, FilterSpec, MsrRange, Rule, Verdict};
@@ -11,25 +10,13 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use super::capability;
 use super::error::{self, Exit, TrialError};
 use super::programs::{self, Mode, Program};
+use super::tiny_guest;
 
 /// The guests' memory, all of it mapped one to one.
 const MEMORY: usize = 0x1_0000;
-const PML4: u64 = 0x1000;
-const PDPT: u64 = 0x2000;
-const PAGE_DIRECTORY: u64 = 0x3000;
-const GDT: u64 = 0x4000;
-const IDT: u64 = 0x5000;
-const CODE: u64 = 0x6000;
+const CODE: u64 = tiny_guest::TABLES_END;
 const STACK_TOP: u64 = 0x8000;
 const SCRATCH: u64 = 0x9000;
-
-const CODE_SELECTOR: u16 = 0x08;
-const DATA_SELECTOR: u16 = 0x10;
-const TASK_SELECTOR: u16 = 0x18;
-
-/// Where KVM on Intel gets a page for an identity map and three pages for a TSS: any address without memory does.
-const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
-const KVM_TSS: usize = 0xfffb_d000;
 
 /// CPUID.1:ECX.XSAVE.
 const CPUID_XSAVE: u32 = 1 << 26;
@@ -50,9 +37,9 @@ fn ioctl(request: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> TrialError 
 /// Creates a VM with what real mode on Intel needs.
 pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, TrialError> {
     let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
-    vm.set_identity_map_address(KVM_IDENTITY_MAP)
+    vm.set_identity_map_address(tiny_guest::KVM_IDENTITY_MAP)
         .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
-    vm.set_tss_address(KVM_TSS)
+    vm.set_tss_address(tiny_guest::KVM_TSS)
         .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
     Ok(vm)
 }
@@ -134,8 +121,7 @@ impl TinyVm {
         let mut sregs = vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
         match program.mode {
             Mode::Real => {
-                sregs.cs.base = 0;
-                sregs.cs.selector = 0;
+                tiny_guest::enter_real_mode(&mut sregs);
             }
             Mode::Long => {
                 let xsave = self
@@ -143,7 +129,8 @@ impl TinyVm {
                     .as_slice()
                     .iter()
                     .any(|leaf| leaf.function == 1 && leaf.ecx & CPUID_XSAVE != 0);
-                enter_long_mode(&mut sregs, xsave);
+                // OSFXSR, OSXMMEXCPT, and OSXSAVE.
+                tiny_guest::enter_long_mode(&mut sregs, 0x600 | u64::from(xsave) << 18);
             }
         }
         vcpu.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))?;
@@ -189,72 +176,9 @@ fn run_to_halt(vcpu: &mut VcpuFd, expired: &dyn Fn() -> bool) -> Result<(), Tria
 
 /// Page tables, descriptor tables and code.
 fn write_image(memory: &GuestMemoryMmap) -> Result<(), vm_memory::GuestMemoryError> {
-    const PRESENT_WRITABLE: u64 = 0b11;
-    const LARGE: u64 = 1 << 7;
-    let quadwords = [
-        (PML4, PDPT | PRESENT_WRITABLE),
-        (PDPT, PAGE_DIRECTORY | PRESENT_WRITABLE),
-        // 2 MiB from 0 on, more than there is memory.
-        (PAGE_DIRECTORY, LARGE | PRESENT_WRITABLE),
-        // A handler's IRETQ loads both again: 64-bit code, and flat writable data.
-        (GDT + u64::from(CODE_SELECTOR), 0x00af_9b00_0000_ffff),
-        (GDT + u64::from(DATA_SELECTOR), 0x00cf_9300_0000_ffff),
-    ];
-    for (address, value) in quadwords {
+    let handlers = programs::handlers().map(|(vector, offset)| (vector, CODE + offset));
+    for (address, value) in tiny_guest::long_mode_tables(&handlers) {
         memory.write_obj(value, GuestAddress(address))?;
     }
-    for (vector, offset) in programs::handlers() {
-        // A present 64-bit interrupt gate of ring 0 (Intel SDM vol. 3, section 7.14.1); the handler lies
-        // below 64 KiB.
-        const INTERRUPT_GATE: u64 = 0x8e << 40;
-        let gate = INTERRUPT_GATE | u64::from(CODE_SELECTOR) << 16 | (CODE + offset);
-        memory.write_obj(gate, GuestAddress(IDT + 16 * u64::from(vector)))?;
-    }
     memory.write_slice(programs::code(), GuestAddress(CODE))
-}
-
-fn enter_long_mode(sregs: &mut kvm_sregs, xsave: bool) {
-    // CR0: PE, MP, ET, NE, WP, PG. CR4: PAE, OSFXSR, OSXMMEXCPT, and OSXSAVE. EFER: LME, LMA.
-    sregs.cr0 = 0x8001_0033;
-    sregs.cr3 = PML4;
-    sregs.cr4 = 0x620 | u64::from(xsave) << 18;
-    sregs.efer = 0x500;
-    sregs.gdt = kvm_dtable {
-        base: GDT,
-        limit: TASK_SELECTOR + 15,
-        ..Default::default()
-    };
-    sregs.idt = kvm_dtable {
-        base: IDT,
-        limit: 0xfff,
-        ..Default::default()
-    };
-    let flat = kvm_segment {
-        limit: 0xffff_ffff,
-        present: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
-    sregs.cs = kvm_segment {
-        selector: CODE_SELECTOR,
-        type_: 0xb, // code, readable, accessed
-        l: 1,
-        ..flat
-    };
-    let data = kvm_segment {
-        selector: DATA_SELECTOR,
-        type_: 0x3, // data, writable, accessed
-        db: 1,
-        ..flat
-    };
-    (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
-    // The hardware refuses to enter long mode without a busy 64-bit TSS.
-    sregs.tr = kvm_segment {
-        selector: TASK_SELECTOR,
-        limit: 0x67,
-        type_: 0xb,
-        present: 1,
-        ..Default::default()
-    };
 }

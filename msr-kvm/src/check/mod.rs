@@ -12,6 +12,7 @@ mod guest;
 mod programs;
 mod report;
 mod runner;
+pub mod tiny_guest;
 
 use std::path::Path;
 

@@ -2,9 +2,8 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use std::sync::Arc;
 
-use msr_bus::DeviceContext;
+use msr_bus::DeviceModel;
 use msr_filter::{FilterConfig, MsrFilter, MsrRange, Warning, names};
 use serde_json::json;
 
@@ -12,8 +11,7 @@ use crate::cli::args::FilterArgs;
 use crate::cli::{Failure, print};
 use crate::config::{Config, ConfigError};
 use crate::vm::VmError;
-use msr_kvm::HostClock;
-use msr_kvm::{MsrConfig, MsrPlan, RuleSource};
+use msr_kvm::{MsrConfig, MsrPlan, MsrPlanBuilder, RuleSource};
 
 /// Prints a file's filter, or what changes from it to another file's.
 pub(crate) fn filter(args: &FilterArgs) -> Result<(), Failure> {
@@ -49,15 +47,14 @@ fn compile(path: &Path) -> Result<MsrPlan, Failure> {
 /// The plan of a configuration, without a VM.
 pub(crate) fn plan(config: &Config) -> Result<MsrPlan, Failure> {
     let topology = config.vm.topology().map_err(Failure::usage)?;
-    let context = DeviceContext {
-        topology,
-        cpu: config
-            .cpu
-            .cpu_identity()
-            .map_err(|error| Failure::usage(VmError::from(error)))?,
-        clock: Arc::new(HostClock::new(topology.vcpus())),
-    };
-    MsrPlan::new(&config.msr, &[], None, &context).map_err(Failure::usage)
+    let cpu = config
+        .cpu
+        .cpu_identity()
+        .map_err(|error| Failure::usage(VmError::from(error)))?;
+    MsrPlan::builder(topology, cpu)
+        .config(&config.msr, DeviceModel::all())
+        .and_then(MsrPlanBuilder::build)
+        .map_err(|error| Failure::usage(VmError::from(error)))
 }
 
 /// The filter of a profile, which is a [`FilterConfig`] at a file's top level; `None` for another file.

@@ -5,7 +5,7 @@ mod save;
 
 use super::*;
 use crate::Config;
-use crate::cpu::{CpuModel, Feature, Vendor};
+use crate::cpu::{Feature, Vendor};
 
 fn table(text: &str) -> toml::Table {
     toml::from_str(text).unwrap()
@@ -81,14 +81,13 @@ fn an_initial_value_takes_the_place_of_the_models_for_the_same_msr() {
 fn an_msr_has_one_initial_value_and_no_device_beside_it() {
     let refused = |config: &str| {
         let config: Config = toml::from_str(config).unwrap();
-        let context = context(&config.cpu, Topology::flat(1));
-        let plan = msr_kvm::MsrPlan::new(&config.msr, &[], None, &context);
+        let plan = try_plan(&config, Topology::flat(1), std::time::Duration::ZERO);
         plan.err().unwrap().to_string()
     };
     let initial = "[[msr.initial]]\nmsr = 0x8b\nvalue = 1\n";
     let error = refused(&format!("{initial}{initial}"));
     assert!(
-        error.contains("numbers 1 and 2 are both for MSR 0x8b"),
+        error.contains("initial values 1 and 2 are both for MSR 0x8b"),
         "{error}"
     );
     let error = refused(&format!(
@@ -185,28 +184,35 @@ fn a_built_in_model_has_what_it_lists_and_nothing_else() {
 }
 
 fn plan(config: &Config, topology: Topology) -> msr_kvm::MsrPlan {
-    msr_kvm::MsrPlan::new(&config.msr, &[], None, &context(&config.cpu, topology)).unwrap()
+    plan_at(config, topology, std::time::Duration::ZERO)
 }
 
-/// The machine that a model's devices are built for, with a clock that stands still and a TSC of 2 GHz.
-fn context(cpu: &CpuModel, topology: Topology) -> msr_bus::DeviceContext {
-    struct Still;
-    impl msr_bus::CpuClock for Still {
+fn plan_at(config: &Config, topology: Topology, time: std::time::Duration) -> msr_kvm::MsrPlan {
+    try_plan(config, topology, time).unwrap()
+}
+
+/// The plan for a machine whose clock stands still at `time`, with vCPUs that got a quarter of it and a TSC of 2 GHz.
+fn try_plan(
+    config: &Config,
+    topology: Topology,
+    time: std::time::Duration,
+) -> Result<msr_kvm::MsrPlan, msr_kvm::PlanError> {
+    struct At(std::time::Duration);
+    impl msr_bus::CpuClock for At {
         fn now(&self) -> std::time::Duration {
-            std::time::Duration::ZERO
+            self.0
         }
         fn cpu_time(&self, _: msr_bus::VcpuId) -> std::time::Duration {
-            std::time::Duration::ZERO
+            self.0 / 4
         }
         fn tsc_khz(&self) -> Option<u32> {
             Some(2_000_000)
         }
     }
-    msr_bus::DeviceContext {
-        topology,
-        cpu: cpu.cpu_identity().unwrap(),
-        clock: std::sync::Arc::new(Still),
-    }
+    msr_kvm::MsrPlan::builder(topology, config.cpu.cpu_identity().unwrap())
+        .device_clock(std::sync::Arc::new(At(time)))
+        .config(&config.msr, DeviceModel::all())
+        .and_then(msr_kvm::MsrPlanBuilder::build)
 }
 
 #[test]

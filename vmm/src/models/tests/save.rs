@@ -3,39 +3,15 @@
 use std::time::Duration;
 
 use msr_bus::testing::FakeVcpu;
-use msr_bus::{
-    BusState, CpuClock, ExitReason, GeneralProtection, MsrAccess, MsrBus, RestoreError, VcpuId,
-};
+use msr_bus::{BusState, ExitReason, GeneralProtection, MsrAccess, MsrBus, RestoreError, VcpuId};
 
 use super::*;
 
 const TOPOLOGY: Topology = Topology::flat(2);
 
-/// A clock that stands at a time of which each vCPU has had a quarter.
-struct At(Duration);
-
-impl CpuClock for At {
-    fn now(&self) -> Duration {
-        self.0
-    }
-
-    fn cpu_time(&self, _: VcpuId) -> Duration {
-        self.0 / 4
-    }
-
-    fn tsc_khz(&self) -> Option<u32> {
-        Some(2_000_000)
-    }
-}
-
 /// The bus of a model, some time after its start.
 fn bus(model: &BuiltIn, seconds: u64) -> std::sync::Arc<MsrBus> {
-    let config = built_in(model);
-    let mut context = context(&config.cpu, TOPOLOGY);
-    context.clock = std::sync::Arc::new(At(Duration::from_secs(seconds)));
-    msr_kvm::MsrPlan::new(&config.msr, &[], None, &context)
-        .unwrap()
-        .bus
+    plan_at(&built_in(model), TOPOLOGY, Duration::from_secs(seconds)).bus
 }
 
 /// Every register that a device claims, on every vCPU.
