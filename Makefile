@@ -20,7 +20,7 @@ endif
 help: ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
-setup: ## Install what is missing: QEMU, a C compiler, e2fsprogs (Debian and Ubuntu)
+setup: ## Install what is missing: QEMU, a C compiler, e2fsprogs, fakeroot (Debian and Ubuntu)
 	@resources/setup.sh
 
 kernel: setup ## Fetch Debian 12's cloud kernel into target/, once
@@ -45,7 +45,7 @@ demo: kernel build ## Boot Debian's kernel with MSRs answered in userspace
 test: kernel guests rootfs build ## All tests; those that need KVM run nested where the host's cannot boot Linux
 	$(CARGO) test --workspace --profile $(PROFILE)
 
-soak: kernel build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM under a write load
+soak: guests build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM under a write load
 	$(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- --ignored
 	KILLS=$(or $(KILLS),25) $(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- \
 		disk::what_was_fsynced_outlives_a_killed_vmm
@@ -62,10 +62,12 @@ fuzz: ## Run every fuzzer, or those of TARGETS=, for SECONDS= each; needs cargo-
 			-max_total_time=$(or $(SECONDS),60) -timeout=30 -rss_limit_mb=1024 -print_final_stats=1 || exit 1; \
 	done
 
-lint: ## Formatting, clippy, links of the documentation
+lint: ## Formatting, clippy, links of the documentation, the scripts (with shellcheck)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps
+	@command -v shellcheck >/dev/null || resources/setup.sh shellcheck
+	shellcheck resources/*.sh .ci/run
 
 clean: ## Remove what was built; the fetched kernels stay
 	$(CARGO) clean --profile dev

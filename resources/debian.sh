@@ -11,14 +11,14 @@ security_mirror=${SECURITY_MIRROR:-http://deb.debian.org/debian-security}
 # debian_keyring: prints the path of Debian's keyring. Where it is not installed, the machine's own
 # archive has it as a package, as Ubuntu's does.
 debian_keyring() {
-    local keyring name=usr/share/keyrings/debian-archive-keyring
-    for keyring in "/$name.gpg" "/$name.pgp" "$target/apt/keyring/$name.gpg" "$target/apt/keyring/$name.pgp"; do
+    local keyring name=usr/share/keyrings/debian-archive-keyring own=${target:?}/apt/keyring
+    for keyring in {"","$own"}/"$name".{gpg,pgp}; do
         if [ -e "$keyring" ]; then
             echo "$keyring"
             return
         fi
     done
-    build_once "$target/apt/keyring" fill_keyring
+    build_once "$own" fill_keyring
     debian_keyring
 }
 

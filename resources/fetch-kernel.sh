@@ -30,7 +30,9 @@ case $flavour in
 esac
 
 if [ "$flavour" = cloud ] && [ -n "${KERNEL:-}${MODULES:-}" ]; then
-    [ -n "${KERNEL:-}" ] && [ -n "${MODULES:-}" ] || die "KERNEL and MODULES go together: set both or neither"
+    if [ -z "${KERNEL:-}" ] || [ -z "${MODULES:-}" ]; then
+        die "KERNEL and MODULES go together: set both or neither"
+    fi
     [ -f "$KERNEL" ] || die "KERNEL=$KERNEL: no such file"
     [ -d "$MODULES" ] || die "MODULES=$MODULES: no such directory"
     # The outer VM boots Debian's where it can be had.
@@ -46,11 +48,13 @@ fill() {
     image=$(echo "$into"/boot/vmlinuz-*)
     # Before Debian 13 the modules are in /lib, then in /usr/lib.
     modules=$(find "$into/lib/modules" "$into/usr/lib/modules" -mindepth 1 -maxdepth 1 2>/dev/null || true)
-    [ -f "$image" ] && [ -d "$modules" ] || die "$package holds no kernel image or no modules"
+    if [ ! -f "$image" ] || [ ! -d "$modules" ]; then
+        die "$package holds no kernel image or no modules"
+    fi
     mv "$image" "$into/vmlinuz"
     mv "$modules" "$into/modules"
     echo "Linux ${image##*/vmlinuz-} ($(debian_version "$suite" "$package"))" >"$into/version"
-    rm -rf "$into/boot" "$into/lib" "$into/usr"
+    rm -rf "${into:?}/boot" "${into:?}/lib" "${into:?}/usr"
     say "$(cat "$into/version") is in target/kernels/$suite/$flavour"
 }
 

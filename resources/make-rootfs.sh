@@ -7,79 +7,119 @@
 # no kernel. Boot it with one and with an initrd that loads virtio_mmio and virtio_blk and mounts
 # /dev/vda (guest-tests/src/bin/disk-init.rs). Tests write to copies: cp --sparse=always.
 #
-# SUITE= (bookworm), MIRROR= (https://deb.debian.org/debian) and SIZE= (1G) change what is made; to
-# make it anew, remove the directory. What is never read, such as documentation, is not unpacked.
+# No root is needed, and nothing of this machine's but apt, tar, e2fsprogs and, for a plain user,
+# fakeroot: the packages are unpacked and their scripts not run. What the scripts would have done
+# that a boot to a login needs is done here instead.
+#
+# SUITE= (bookworm), MIRROR= and SIZE= (1G) change what is made; to make it anew, remove the directory.
+# What is never read, such as documentation, is not unpacked.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/debian.sh"
 
 suite=${SUITE:-bookworm}
-mirror=${MIRROR:-https://deb.debian.org/debian}
 size=${SIZE:-1G}
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 # What the system has beyond the essential packages.
-include=systemd-sysv,udev,kmod,e2fsprogs,login,passwd,procps
+include=(systemd-sysv udev kmod e2fsprogs login passwd procps)
 
-install_tools() {
-    local missing=()
-    PATH=$PATH:/usr/sbin:/sbin
-    command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
-    [ -e "$keyring" ] || missing+=(debian-archive-keyring)
-    command -v mkfs.ext4 >/dev/null || missing+=(e2fsprogs)
-    [ ${#missing[@]} -gt 0 ] || return 0
-    need_apt "please install ${missing[*]}"
-    apt_knows "${missing[0]}" || apt_update
-    say "installing ${missing[*]}"
-    quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y \
-        --no-install-recommends "${missing[@]}" ||
-        die "cannot install ${missing[*]}"
+# apt's own directory of what was downloaded.
+download() {
+    local archives=$target/apt/$suite/cache/archives
+    rm -f "$archives"/*.deb
+    debian_state "$suite"
+    say "downloading $suite's essential packages and ${include[*]}"
+    quietly debian "$suite" apt-get -q -y --download-only --no-install-recommends install \
+        '?essential' "${include[@]}" || die "cannot download the packages"
 }
 
-# Run by a shell inside the new system.
+unpack() {
+    local tree=$1 package directory excludes=()
+    # Since Debian 12 these are links, which no package of that release brings itself.
+    mkdir -p "$tree/usr"
+    for directory in bin sbin lib lib64; do
+        mkdir -p "$tree/usr/$directory"
+        ln -s "usr/$directory" "$tree/$directory"
+    done
+    for directory in doc man info locale zoneinfo; do
+        excludes+=(--exclude="./usr/share/$directory/*")
+    done
+    for package in "$target/apt/$suite/cache/archives"/*.deb; do
+        dpkg-deb --fsys-tarfile "$package" |
+            tar -x -p --keep-directory-symlink "${excludes[@]}" -C "$tree" ||
+            die "cannot unpack $package"
+    done
+    rm -f "$target/apt/$suite/cache/archives"/*.deb
+}
+
+# What the packages' own scripts do where they are installed.
+configure() {
+    local tree=$1
+    # base-passwd; the password's hash is SHA-512 crypt's.
+    cp "$tree/usr/share/base-passwd/group.master" "$tree/etc/group"
+    sed 's/^\([^:]*\):\*:/\1:x:/' "$tree/usr/share/base-passwd/passwd.master" >"$tree/etc/passwd"
+    sed -n 's/^\([^:]*\):.*/\1:*:20000:0:99999:7:::/p' "$tree/etc/passwd" >"$tree/etc/shadow"
+    # shellcheck disable=SC2016 # the dollars are the hash's own
+    sed -i 's|^root:\*:|root:$6$guestguest$IenN5v.8j1xKjI8JxG9Wsui8x3XrvZh5dJ/FC0zkNfqTMlX6HDo3aKrcEPWC8HsAy1Qbh0WYqOcD/2ItF2qVE.:|' "$tree/etc/shadow"
+    chmod 640 "$tree/etc/shadow"
+    # base-files and libc-bin.
+    cp "$tree/usr/share/base-files/profile" "$tree/etc/profile"
+    cp "$tree/usr/share/base-files/dot.bashrc" "$tree/root/.bashrc"
+    cp "$tree/usr/share/base-files/dot.profile" "$tree/root/.profile"
+    cp "$tree/usr/share/libc-bin/nsswitch.conf" "$tree/etc/nsswitch.conf"
+    ln -sfn /run "$tree/var/run"
+    ln -sfn /run/lock "$tree/var/lock"
+    # dash.
+    [ -e "$tree/usr/bin/sh" ] || ln -s dash "$tree/usr/bin/sh"
+    # libpam-runtime: pam-auth-update's files, with pam_unix alone.
+    local kind
+    for kind in auth account password session; do
+        echo "$kind required pam_unix.so" >"$tree/etc/pam.d/common-$kind"
+    done
+    cp "$tree/etc/pam.d/common-session" "$tree/etc/pam.d/common-session-noninteractive"
+}
+
 customize() {
-    cat <<'END'
-set -eu
-echo root:root | chpasswd
-echo guest >/etc/hostname
-echo '127.0.0.1 localhost guest' >/etc/hosts
-echo '/dev/vda / ext4 errors=remount-ro 0 1' >/etc/fstab
-# A login on the serial line, whatever console= says.
-mkdir -p /etc/systemd/system/getty.target.wants
-ln -sf /lib/systemd/system/serial-getty@.service \
-    /etc/systemd/system/getty.target.wants/serial-getty@ttyS0.service
-# Nothing that wakes up by itself in the middle of a test, and no login where there is no screen.
-for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
-    e2scrub_reap.service fstrim.timer systemd-timesyncd.service getty@tty1.service; do
-    ln -sf /dev/null "/etc/systemd/system/$unit"
-done
-# Generated at the first boot of each copy.
-: >/etc/machine-id
-END
+    local tree=$1 unit wants=$1/etc/systemd/system/getty.target.wants
+    echo guest >"$tree/etc/hostname"
+    echo '127.0.0.1 localhost guest' >"$tree/etc/hosts"
+    echo '/dev/vda / ext4 errors=remount-ro 0 1' >"$tree/etc/fstab"
+    # A login on the serial line, whatever console= says.
+    mkdir -p "$wants"
+    ln -sf /lib/systemd/system/serial-getty@.service "$wants/serial-getty@ttyS0.service"
+    # Nothing that wakes up by itself in the middle of a test, and no login where there is no screen.
+    for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
+        e2scrub_reap.service fstrim.timer systemd-timesyncd.service getty@tty1.service; do
+        ln -sf /dev/null "$tree/etc/systemd/system/$unit"
+    done
+    # Generated at the first boot of each copy.
+    : >"$tree/etc/machine-id"
+}
+
+# Has the command see every file as root's.
+as_if_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    else
+        command -v fakeroot >/dev/null || die "no fakeroot here: run resources/setup.sh, or install it"
+        fakeroot "$@"
+    fi
 }
 
 fill() {
     local into=$1 tree=$1/tree
-    install_tools
-    # The tree is root's; an interrupted run must not leave it to a cleanup that is not.
-    trap 'as_root rm -rf "'"$tree"'"' EXIT
-    say "unpacking $suite from $mirror (about a minute)"
-    local never_read options=()
-    for never_read in doc man info locale zoneinfo; do
-        options+=(--dpkgopt="path-exclude=/usr/share/$never_read/*")
-    done
-    # Nobody minds if a power cut spoils what is made anew in a minute: no fsync for each file.
-    quietly as_root mmdebstrap --mode=root --variant=essential --format=directory \
-        --keyring="$keyring" --include="$include" --aptopt='APT::Install-Recommends "0"' \
-        --dpkgopt=force-unsafe-io "${options[@]}" \
-        "$suite" "$tree" "$mirror" || die "mmdebstrap failed"
-    say "setting it up"
-    customize | as_root chroot "$tree" /bin/sh || die "cannot set the system up"
+    PATH=$PATH:/usr/sbin:/sbin
+    mkdir "$tree"
+    download
+    say "unpacking and setting up"
+    unpack "$tree"
+    configure "$tree"
+    customize "$tree"
     say "making the file system"
     truncate -s "$size" "$into/image"
-    quietly as_root mkfs.ext4 -F -L root -d "$tree" "$into/image" ||
+    quietly as_if_root mkfs.ext4 -F -L root -d "$tree" "$into/image" ||
         die "mkfs.ext4 failed: is SIZE=$size enough?"
-    as_root rm -rf "$tree"
-    trap - EXIT
+    rm -rf "$tree"
     say "$(du -h "$into/image" | cut -f1) of $size are in use in target/rootfs/$suite/image"
 }
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Installs what the build and the nested outer VM need and this machine lacks.
+# setup.sh [PACKAGE...]: installs what the build and the nested outer VM need and this machine lacks, and the
+# packages named.
 # Says nothing and touches no network when nothing is missing.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-packages=()
+packages=("$@")
 
 # need PACKAGE TEST...: PACKAGE is wanted unless the command TEST succeeds.
 need() {
@@ -24,7 +25,13 @@ need make command -v make
 need gcc command -v cc
 need libc6-dev has_static_libc
 need e2fsprogs command -v debugfs
-need qemu-system-x86 command -v qemu-system-x86_64
+if [ "$(id -u)" -ne 0 ]; then
+    # Root's file systems are made without root.
+    need fakeroot command -v fakeroot
+fi
+if [ -z "${QEMU:-}" ]; then
+    need qemu-system-x86 command -v qemu-system-x86_64
+fi
 
 command -v cargo >/dev/null || die "cargo is missing: install Rust (https://rustup.rs)"
 [ ${#packages[@]} -gt 0 ] || exit 0

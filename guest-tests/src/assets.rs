@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::guest::DISK_MODULES;
-use crate::kernel::{Flavour, Kernel, KernelError, Release};
+use crate::kernel::{BZIMAGE, Flavour, Kernel, KernelError, Release};
 use crate::nested::outer::OuterVm;
 
 /// The environment variable that names the directory of packed files; unset on the host.
@@ -160,16 +160,14 @@ pub fn example(name: &str) -> Result<PathBuf, AssetError> {
 
 /// The guests' kernel: Debian 12's cloud kernel, or what `KERNEL` and `MODULES` name in its place.
 pub fn kernel() -> Result<Kernel, AssetError> {
-    if let Some(root) = packed() {
-        return Ok(Kernel::in_directory(
-            &root.join("kernels"),
-            Release::Bookworm,
-            Flavour::Cloud,
-        )?);
-    }
+    cloud_kernel(Release::Bookworm)
+}
+
+/// A release's cloud kernel for guests. `KERNEL` and `MODULES` replace Debian 12's.
+pub fn cloud_kernel(release: Release) -> Result<Kernel, AssetError> {
     match given_kernel() {
-        Some(kernel) => Ok(kernel),
-        None => kernel_of(Release::Bookworm, Flavour::Cloud),
+        Some(kernel) if release == Release::Bookworm && packed().is_none() => Ok(kernel),
+        _ => kernel_of(release, Flavour::Cloud),
     }
 }
 
@@ -297,19 +295,45 @@ pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
     Ok(())
 }
 
-/// The same, and the full kernel with Debian's tools.
-pub fn pack_full(vm: &mut OuterVm) -> Result<(), AssetError> {
+/// The same, and the cloud kernels of all releases.
+pub fn pack_releases(vm: &mut OuterVm) -> Result<(), AssetError> {
     pack(vm)?;
-    let release = Release::Bookworm;
-    let kernel = kernel_of(release, Flavour::Full)?;
-    // An emulated CPU takes half a minute to unpack what this one does in a second.
-    let kernel = kernel.with_image(unpacked(kernel.image())?);
-    pack_kernel(vm, release, Flavour::Full, &kernel, FULL_GUEST_MODULES)?;
+    for release in Release::ALL {
+        if release != Release::Bookworm {
+            pack_unpacked(vm, release, Flavour::Cloud, GUEST_MODULES)?;
+        }
+    }
+    Ok(())
+}
+
+/// The same, and the full kernels with Debian's tools.
+pub fn pack_full(vm: &mut OuterVm) -> Result<(), AssetError> {
+    pack_releases(vm)?;
+    for release in Release::ALL {
+        pack_unpacked(vm, release, Flavour::Full, FULL_GUEST_MODULES)?;
+    }
     let guest_tools = GUEST_TOOLS.iter().map(|tool| tool.file);
     for file in guest_tools.chain([HOST_TOOL.1]) {
         vm.file(format!("{ROOT}/tools/{file}"), tool(file)?);
     }
     Ok(())
+}
+
+/// Packs a kernel whose image is unpacked first: an emulated CPU takes half a minute for the xz of 6.1 and some seconds for
+/// the zstd of 6.12, which this one does in one. The bzImage of a cloud kernel comes along, for tests of it.
+fn pack_unpacked(
+    vm: &mut OuterVm,
+    release: Release,
+    flavour: Flavour,
+    modules: &[&str],
+) -> Result<(), AssetError> {
+    let kernel = kernel_of(release, flavour)?;
+    if flavour == Flavour::Cloud {
+        let packed = format!("{ROOT}/kernels/{release}/{}/{BZIMAGE}", flavour.name());
+        vm.file(packed, kernel.image());
+    }
+    let elf = kernel.with_image(unpacked(kernel.image())?);
+    pack_kernel(vm, release, flavour, &elf, modules)
 }
 
 /// The ELF in a kernel image, kept beside it for the next time.

@@ -61,6 +61,9 @@ impl fmt::Display for Release {
     }
 }
 
+/// The name of the file beside an unpacked image that holds the bzImage.
+pub(crate) const BZIMAGE: &str = "bzImage";
+
 /// A kernel image with its modules.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -151,6 +154,16 @@ impl Kernel {
     /// The kernel's image file, a bzImage unless `KERNEL=` named another kind.
     pub fn image(&self) -> &Path {
         &self.image
+    }
+
+    /// The bzImage that the image was unpacked from, where it was.
+    pub fn bzimage(&self) -> PathBuf {
+        let packed = self.image.with_file_name(BZIMAGE);
+        if packed.is_file() {
+            packed
+        } else {
+            self.image.clone()
+        }
     }
 
     /// What it is: the release and the package's version as `fetch-kernel.sh` recorded them beside the image, or the

@@ -11,3 +11,4 @@ pub mod cpio;
 pub mod outer;
 mod qemu;
 mod trial;
+mod tsc;

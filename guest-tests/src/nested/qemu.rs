@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::choice::Choice;
 use super::control::{CONTROL_PORT, EXIT_PORT};
+use super::tsc;
 
 /// A running QEMU. It does not outlive this value, nor the thread that spawned it.
 pub(super) struct Qemu {
@@ -59,11 +60,13 @@ impl Qemu {
             monitor_of_qemu.as_raw_fd(),
         ];
 
-        let parameters = if machine.kaslr {
-            KERNEL_PARAMETERS.to_owned()
-        } else {
-            format!("{KERNEL_PARAMETERS} nokaslr")
-        };
+        let mut parameters = KERNEL_PARAMETERS.to_owned();
+        if !machine.kaslr {
+            parameters += " nokaslr";
+        }
+        if let Some(khz) = tsc::frequency_khz() {
+            parameters += &format!(" tsc_early_khz={khz}");
+        }
         let mut command = Command::new(&machine.choice.program);
         command
             .args([

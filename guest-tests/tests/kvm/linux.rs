@@ -2,44 +2,38 @@
 
 use std::fs;
 
-use guest_tests::assets;
 use guest_tests::guest::{Answer, BootError, End, Folder, Guest, Initrd, Outcome, Plan, Step};
+use guest_tests::kernel::Kernel;
 use libtest_mimic::{Failed, Trial};
 
-use crate::Test;
+use crate::{TestOnKernel, on_all_kernels};
 
 /// This module's tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, Test); 6] = [
+    let tests: [(&str, TestOnKernel); 6] = [
         (
-            "linux::the_guest_sees_what_the_devices_are_configured_to_answer",
+            "the_guest_sees_what_the_devices_are_configured_to_answer",
             the_guest_sees_what_the_devices_are_configured_to_answer,
         ),
         (
-            "linux::the_statistics_count_exactly_the_guests_accesses",
+            "the_statistics_count_exactly_the_guests_accesses",
             the_statistics_are_exact,
         ),
         (
-            "linux::unclaimed_msrs_read_as_zero_where_they_are_ignored",
+            "unclaimed_msrs_read_as_zero_where_they_are_ignored",
             unclaimed_msrs_are_ignored,
         ),
         (
-            "linux::the_elf_inside_a_bzimage_boots_as_the_bzimage_does",
+            "the_elf_inside_a_bzimage_boots_as_the_bzimage_does",
             the_elf_boots,
         ),
         (
-            "linux::a_kernel_without_an_initrd_panics_and_reboots_in_order",
+            "a_kernel_without_an_initrd_panics_and_reboots_in_order",
             no_initrd,
         ),
-        (
-            "linux::a_reboot_ends_with_status_0",
-            a_reboot_ends_with_status_0,
-        ),
+        ("a_reboot_ends_with_status_0", a_reboot_ends_with_status_0),
     ];
-    tests
-        .into_iter()
-        .map(|(name, test)| Trial::test(name, test))
-        .collect()
+    on_all_kernels("linux", &tests)
 }
 
 const CONFIG: &str = r#"
@@ -80,12 +74,13 @@ fn msr_module() -> Step {
 
 /// The answers to `steps` under the configuration, after the msr driver was loaded.
 fn answers(
+    kernel: &Kernel,
     config: &str,
     arguments: &[&str],
     steps: impl IntoIterator<Item = Step>,
 ) -> Result<(Vec<Answer>, Outcome), Failed> {
     let plan = Plan::new([msr_module()].into_iter().chain(steps));
-    let mut guest = Guest::new(config, plan)?;
+    let mut guest = Guest::with_kernel(kernel, config, plan)?;
     for argument in arguments {
         guest = guest.argument(argument);
     }
@@ -119,7 +114,7 @@ fn expect_status(outcome: &Outcome, expected: i32) -> Result<(), Failed> {
 
 const GP: Answer = Answer::Errno(libc::EIO);
 
-fn the_guest_sees_what_the_devices_are_configured_to_answer() -> Result<(), Failed> {
+fn the_guest_sees_what_the_devices_are_configured_to_answer(kernel: &Kernel) -> Result<(), Failed> {
     let table = [
         (Step::read_msr(0, 0x17), Answer::Value(0x4_0000_0000_0000)),
         (Step::write_msr(0, 0x17, 1), GP),
@@ -136,7 +131,12 @@ fn the_guest_sees_what_the_devices_are_configured_to_answer() -> Result<(), Fail
         (Step::read_msr(0, NOWHERE), GP),
         (Step::write_msr(0, NOWHERE, 0), GP),
     ];
-    let (answers, _) = answers(CONFIG, &[], table.iter().map(|(step, _)| step.clone()))?;
+    let (answers, _) = answers(
+        kernel,
+        CONFIG,
+        &[],
+        table.iter().map(|(step, _)| step.clone()),
+    )?;
     for ((step, expected), answer) in table.iter().zip(&answers) {
         if answer != expected {
             return Err(format!("{step:?}: {answer:?} instead of {expected:?}").into());
@@ -162,7 +162,7 @@ fn statistics(stderr: &str) -> Vec<(u32, [u64; 3], String)> {
     .collect()
 }
 
-fn the_statistics_are_exact() -> Result<(), Failed> {
+fn the_statistics_are_exact(kernel: &Kernel) -> Result<(), Failed> {
     let steps = [
         Step::read_msr(0, 0x17),
         Step::read_msr(0, 0x17),
@@ -174,7 +174,7 @@ fn the_statistics_are_exact() -> Result<(), Failed> {
         // The kernel answers this one, so it is not counted.
         Step::read_msr(0, 0x1b),
     ];
-    let (answers, outcome) = answers(CONFIG, &["--msr-stats"], steps)?;
+    let (answers, outcome) = answers(kernel, CONFIG, &["--msr-stats"], steps)?;
     if !matches!(answers[7], Answer::Value(_)) {
         return Err(format!("IA32_APIC_BASE: {:?}", answers[7]).into());
     }
@@ -199,7 +199,7 @@ fn the_statistics_are_exact() -> Result<(), Failed> {
     Ok(())
 }
 
-fn unclaimed_msrs_are_ignored() -> Result<(), Failed> {
+fn unclaimed_msrs_are_ignored(kernel: &Kernel) -> Result<(), Failed> {
     let config = "msr.unclaimed = { unknown = \"ignore\", filter = \"fault\", invalid = \"fault\" }\n\
         [[msr.filter.rule]]\nmsrs = [\"IA32_MTRRCAP\"]\naccess = \"r\"\nverdict = \"deny\"\n";
     let steps = [
@@ -208,7 +208,7 @@ fn unclaimed_msrs_are_ignored() -> Result<(), Failed> {
         // Denied by the filter, which is another reason and another answer.
         Step::read_msr(0, 0xfe),
     ];
-    let (answers, _) = answers(config, &[], steps)?;
+    let (answers, _) = answers(kernel, config, &[], steps)?;
     if answers == [Answer::Done, Answer::Value(0), GP] {
         Ok(())
     } else {
@@ -216,18 +216,18 @@ fn unclaimed_msrs_are_ignored() -> Result<(), Failed> {
     }
 }
 
-fn the_elf_boots() -> Result<(), Failed> {
-    let kernel = assets::kernel()?;
+fn the_elf_boots(kernel: &Kernel) -> Result<(), Failed> {
     let folder = Folder::new()?;
     let elf = folder.file(
         "vmlinux",
-        msr_vmm::boot::unpack(&fs::read(kernel.image())?)?,
+        msr_vmm::boot::unpack(&fs::read(kernel.bzimage())?)?,
     )?;
     let plan = Plan::new([Step::KernelRelease]);
-    let by_bzimage = Guest::new("", plan.clone())?.run()?;
+    let bzimage = kernel.with_image(kernel.bzimage());
+    let by_bzimage = Guest::with_kernel(&bzimage, "", plan.clone())?.run()?;
     expect_status(&by_bzimage, 0)?;
     // The last --kernel wins.
-    let initrd = Initrd::new(&plan, &kernel)?;
+    let initrd = Initrd::new(&plan, kernel)?;
     let by_elf = Guest::with_initrd(&kernel.with_image(elf), "", plan, initrd)?.run()?;
     expect_status(&by_elf, 0)?;
     let releases = [by_bzimage.report()?, by_elf.report()?].map(|r| r.text(0).map(str::to_owned));
@@ -237,15 +237,14 @@ fn the_elf_boots() -> Result<(), Failed> {
     }
 }
 
-fn no_initrd() -> Result<(), Failed> {
-    let kernel = assets::kernel()?;
+fn no_initrd(kernel: &Kernel) -> Result<(), Failed> {
     let folder = Folder::new()?;
     let elf = folder.file(
         "vmlinux",
-        msr_vmm::boot::unpack(&fs::read(kernel.image())?)?,
+        msr_vmm::boot::unpack(&fs::read(kernel.bzimage())?)?,
     )?;
-    for image in [kernel.image(), &elf] {
-        let mut guest = Guest::without_initrd(image)?.start()?;
+    for image in [kernel.bzimage(), elf] {
+        let mut guest = Guest::without_initrd(&image)?.start()?;
         guest.wait_for("VFS: Unable to mount root fs")?;
         // panic=-1 reboots at once, and a reset is an orderly end.
         expect_status(&guest.wait()?, 0)?;
@@ -253,8 +252,13 @@ fn no_initrd() -> Result<(), Failed> {
     Ok(())
 }
 
-fn a_reboot_ends_with_status_0() -> Result<(), Failed> {
-    let outcome = Guest::new("", Plan::new([Step::KernelRelease]).ending(End::Reboot))?.run()?;
+fn a_reboot_ends_with_status_0(kernel: &Kernel) -> Result<(), Failed> {
+    let outcome = Guest::with_kernel(
+        kernel,
+        "",
+        Plan::new([Step::KernelRelease]).ending(End::Reboot),
+    )?
+    .run()?;
     outcome.report().map_err(|error| BootError::NotSeen {
         expected: "the plan's end".to_owned(),
         console: format!("{error}\n{}", outcome.console),

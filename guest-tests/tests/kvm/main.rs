@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use guest_tests::assets;
 use guest_tests::backend::{self, Backend};
+use guest_tests::kernel::{Kernel, Release};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 mod cli;
@@ -24,6 +25,22 @@ mod trace;
 
 /// A test's body.
 type Test = fn() -> Result<(), Failed>;
+
+/// The body of a test that is run with the cloud kernel of each Debian release.
+type TestOnKernel = fn(&Kernel) -> Result<(), Failed>;
+
+/// The tests of a module, each once for every release: `module::release::name`. Soaks are left to `make soak`.
+fn on_all_kernels(module: &str, tests: &[(&str, TestOnKernel)]) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for release in Release::ALL {
+        for &(name, test) in tests {
+            let run = move || test(&assets::cloud_kernel(release)?);
+            let trial = Trial::test(format!("{module}::{release}::{name}"), run);
+            trials.push(trial.with_ignored_flag(name.starts_with("soak::")));
+        }
+    }
+    trials
+}
 
 fn trials() -> Vec<Trial> {
     [
@@ -64,15 +81,21 @@ fn in_outer_vms(arguments: &Arguments, trials: &[Trial]) -> ExitCode {
     let passed_on = backend::harness_arguments(std::env::args().skip(1));
     let mut outcome = ExitCode::SUCCESS;
     for module in modules(arguments, trials) {
-        // The full kernel is large; what does without it starts sooner.
-        let full = module
-            .as_ref()
-            .is_none_or(|name| name == devices::PREFIX || name == trace::PREFIX);
-        let pack = if full {
-            assets::pack_full
-        } else {
-            assets::pack
+        let any = |wanted: &dyn Fn(&str) -> bool| {
+            trials.iter().any(|trial| {
+                let (name, prefix) = (trial.name(), module.as_deref().unwrap_or_default());
+                name.starts_with(prefix) && !arguments.is_filtered_out(trial) && wanted(name)
+            })
         };
+        // Kernels are large; what does without one starts sooner.
+        let pack =
+            if any(&|name| name.starts_with(devices::PREFIX) || name.starts_with(trace::PREFIX)) {
+                assets::pack_full
+            } else if any(&|name| name.contains(&format!("::{}::", Release::Trixie))) {
+                assets::pack_releases
+            } else {
+                assets::pack
+            };
         let passed_on: Vec<String> = passed_on.iter().cloned().chain(module).collect();
         let status = backend::run_in_outer_vm(&passed_on, pack);
         if outcome == ExitCode::SUCCESS {

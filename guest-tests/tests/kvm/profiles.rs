@@ -1,31 +1,29 @@
 //! Debian's kernel boots under every profile, and finds all it needs.
 
 use guest_tests::guest::{Answer, Guest, Plan, Step};
+use guest_tests::kernel::Kernel;
 use libtest_mimic::{Failed, Trial};
 
-use crate::Test;
+use crate::{TestOnKernel, on_all_kernels};
 
 /// This module's tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, Test); 4] = [
-        ("profiles::debian_boots_under_linux_guest", || {
-            boots("linux-guest", AS_IT_IS)
+    let tests: [(&str, TestOnKernel); 4] = [
+        ("debian_boots_under_linux_guest", |kernel| {
+            boots(kernel, "linux-guest", AS_IT_IS)
         }),
         (
-            "profiles::debian_boots_under_linux_guest_on_what_looks_like_intel",
-            || boots("linux-guest", INTEL),
+            "debian_boots_under_linux_guest_on_what_looks_like_intel",
+            |kernel| boots(kernel, "linux-guest", INTEL),
         ),
-        ("profiles::debian_boots_under_kvm_pv_only", || {
-            boots("kvm-pv-only", AS_IT_IS)
+        ("debian_boots_under_kvm_pv_only", |kernel| {
+            boots(kernel, "kvm-pv-only", AS_IT_IS)
         }),
-        ("profiles::debian_boots_under_deny_writes", || {
-            boots("deny-writes", AS_IT_IS)
+        ("debian_boots_under_deny_writes", |kernel| {
+            boots(kernel, "deny-writes", AS_IT_IS)
         }),
     ];
-    tests
-        .into_iter()
-        .map(|(name, test)| Trial::test(name, test))
-        .collect()
+    on_all_kernels("profiles", &tests)
 }
 
 const AS_IT_IS: &str = "";
@@ -39,7 +37,7 @@ const UNCHECKED: &str = "unchecked MSR access error";
 /// The base of SMRAM, of which KVM says 0 and no guest needs to know.
 const TSEG_ADDR: u32 = 0xc001_0112;
 
-fn boots(profile: &str, config: &str) -> Result<(), Failed> {
+fn boots(kernel: &Kernel, profile: &str, config: &str) -> Result<(), Failed> {
     let msr = Step::LoadModule {
         name: "msr".to_owned(),
     };
@@ -49,7 +47,7 @@ fn boots(profile: &str, config: &str) -> Result<(), Failed> {
         Step::write_msr(0, TSEG_ADDR, 0),
     );
     let plan = Plan::new([Step::KernelLog, msr, read, write]);
-    let outcome = Guest::new(config, plan)?
+    let outcome = Guest::with_kernel(kernel, config, plan)?
         .option("--profile", profile)
         .run()?;
     if outcome.status.code() != Some(0) {

@@ -3,20 +3,22 @@
 use std::fmt::Write;
 
 use guest_tests::guest::{Answer, End, Guest, Plan, Report, Step};
+use guest_tests::kernel::Kernel;
 use libtest_mimic::{Failed, Trial};
 
-use crate::Test;
+use crate::{TestOnKernel, on_all_kernels};
 
 /// This module's tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, Test); 4] = [
-        ("smp::one_cpu_is_alone", || {
-            boot(&Shape::flat(1), End::PowerOff)
+    let tests: [(&str, TestOnKernel); 4] = [
+        ("one_cpu_is_alone", |kernel| {
+            boot(kernel, &Shape::flat(1), End::PowerOff)
         }),
         (
-            "smp::two_flat_cpus_are_cores_of_a_package_and_have_5_gib_above_and_below_the_hole",
-            || {
+            "two_flat_cpus_are_cores_of_a_package_and_have_5_gib_above_and_below_the_hole",
+            |kernel| {
                 boot(
+                    kernel,
                     &Shape {
                         memory: "5G",
                         ..Shape::flat(2)
@@ -26,9 +28,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             },
         ),
         (
-            "smp::eight_cpus_are_two_packages_of_two_cores_of_two_threads",
-            || {
+            "eight_cpus_are_two_packages_of_two_cores_of_two_threads",
+            |kernel| {
                 boot(
+                    kernel,
                     &Shape {
                         packages: 2,
                         cores: 2,
@@ -39,14 +42,11 @@ pub(crate) fn trials() -> Vec<Trial> {
                 )
             },
         ),
-        ("smp::soak::thirty_two_cpus_boot", || {
-            boot(&Shape::flat(32), End::PowerOff)
+        ("soak::thirty_two_cpus_boot", |kernel| {
+            boot(kernel, &Shape::flat(32), End::PowerOff)
         }),
     ];
-    tests
-        .into_iter()
-        .map(|(name, test)| Trial::test(name, test).with_ignored_flag(name.contains("soak")))
-        .collect()
+    on_all_kernels("smp", &tests)
 }
 
 /// A machine's CPUs and its memory.
@@ -157,7 +157,7 @@ fn cpuinfo(text: &str, key: &str) -> Vec<u32> {
         .collect()
 }
 
-fn boot(shape: &Shape, end: End) -> Result<(), Failed> {
+fn boot(kernel: &Kernel, shape: &Shape, end: End) -> Result<(), Failed> {
     let mut steps = vec![
         Step::LoadModule {
             name: "msr".to_owned(),
@@ -179,7 +179,8 @@ fn boot(shape: &Shape, end: End) -> Result<(), Failed> {
     }
     let files = topology(shape);
     steps.extend(files.iter().map(|(path, _)| Step::read_file(path)));
-    let outcome = Guest::new(&shape.config(), Plan::new(steps).ending(end))?.run()?;
+    let outcome =
+        Guest::with_kernel(kernel, &shape.config(), Plan::new(steps).ending(end))?.run()?;
     if outcome.status.code() != Some(0) {
         let (console, stderr) = (&outcome.console, &outcome.stderr);
         return Err(format!("{}\n{stderr}\n{console}", outcome.status).into());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use guest_tests::guest::{Answer, Step};
+use guest_tests::kernel::Release;
 use libtest_mimic::Failed;
 use msr_filter::MsrRange;
 
@@ -39,13 +40,18 @@ enum Expected {
     Host,
 }
 
-/// Reads a baseline: lines of an MSR or a range, and a value, `volatile` or `host`. `#` begins a comment.
-fn parse(text: &str) -> Result<BTreeMap<u32, Expected>, Failed> {
+/// Reads a baseline: lines of an MSR or a range, a value, `volatile` or `host`, and the Linux version (6.1, 6.12) where the
+/// line holds for no other; it then comes before a line for all. `FIRST-LAST/STEP` is every STEP-th MSR of a range. `#`
+/// begins a comment.
+fn parse(release: Release, text: &str) -> Result<BTreeMap<u32, Expected>, Failed> {
     let mut baseline = BTreeMap::new();
+    let mut of_release = BTreeMap::new();
     for line in text.lines() {
         let entry = line.split('#').next().unwrap_or_default();
         let mut words = entry.split_whitespace();
-        let (Some(msrs), Some(value), None) = (words.next(), words.next(), words.next()) else {
+        let (Some(msrs), Some(value), version, None) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
             if entry.trim().is_empty() {
                 continue;
             }
@@ -57,19 +63,30 @@ fn parse(text: &str) -> Result<BTreeMap<u32, Expected>, Failed> {
             (_, Some(digits)) => Expected::Constant(u64::from_str_radix(digits, 16)?),
             _ => return Err(format!("no value, `volatile` or `host`: {line}").into()),
         };
-        let range: MsrRange = msrs.parse()?;
-        for index in range.first()..=range.last() {
-            if baseline.insert(index, expected).is_some() {
+        let (range, step) = match msrs.split_once('/') {
+            Some((range, step)) => (range, step.parse()?),
+            None => (msrs, 1),
+        };
+        let range: MsrRange = range.parse()?;
+        let into = match version {
+            None => &mut baseline,
+            Some(version) if version == release.linux() => &mut of_release,
+            Some(version) if Release::ALL.iter().any(|r| r.linux() == version) => continue,
+            Some(version) => return Err(format!("no Linux version {version}: {line}").into()),
+        };
+        for index in (range.first()..=range.last()).step_by(step) {
+            if into.insert(index, expected).is_some() {
                 return Err(format!("{index:#x} is in the baseline twice").into());
             }
         }
     }
+    baseline.extend(of_release);
     Ok(baseline)
 }
 
 /// Compares the answers to [`scan`] with a baseline.
-pub(super) fn compare(answers: &[&Answer], baseline: &str) -> Result<(), Failed> {
-    let baseline = parse(baseline)?;
+pub(super) fn compare(release: Release, answers: &[&Answer], baseline: &str) -> Result<(), Failed> {
+    let baseline = parse(release, baseline)?;
     let mut found = BTreeMap::new();
     for answer in answers {
         match answer {

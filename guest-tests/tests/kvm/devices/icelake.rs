@@ -1,14 +1,14 @@
 //! An Ice Lake server with two CPUs, under Debian's full kernel: microcode, RAPL, thermal, PPIN, and the tools.
 
-use std::sync::OnceLock;
-
 use guest_tests::assets;
 use guest_tests::guest::{Answer, Folder, Initrd, Step};
 use guest_tests::kernel::Flavour;
 use libtest_mimic::{Failed, Trial};
 
 use super::models::{log, no_complaint};
-use super::shared::{Boot, Case, Seen, expect, expect_about, expect_in, watts};
+use super::shared::{
+    Boot, Case, Runs, Seen, expect, expect_about, expect_early_update, expect_in, watts,
+};
 use super::update::{INTEL_HEADER, Intel};
 
 /// This module's tests.
@@ -140,7 +140,7 @@ static BOOT: Boot = Boot {
             check: no_complaint,
         },
     ],
-    seen: OnceLock::new(),
+    seen: Runs::new(),
 };
 
 fn files(initrd: &mut Initrd) -> Result<(), Failed> {
@@ -210,10 +210,8 @@ fn early_update(seen: &Seen<'_>) -> Result<(), Failed> {
         vec![&early, &early],
     )?;
     let log = seen.text(1)?;
-    expect_in(
-        &log,
-        &format!("microcode updated early to revision {early}, date = 2026-03-14"),
-    )?;
+    let before = format!("microcode updated early to revision {early}, date = 2026-03-14");
+    expect_early_update(seen, &log, &before, 0x0d00_03d1, EARLY)?;
     expect_in(
         seen.stderr,
         &format!("microcode 0xd0003d1 -> {early}, dated 2026-03-14, 2048 bytes"),

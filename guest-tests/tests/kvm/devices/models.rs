@@ -1,13 +1,11 @@
 //! The built-in CPU models: what they have is there, nothing else is, and Linux does not complain.
 
-use std::sync::OnceLock;
-
 use guest_tests::guest::{Answer, Step};
 use guest_tests::kernel::Flavour;
 use libtest_mimic::{Failed, Trial};
 
 use super::baseline;
-use super::shared::{Boot, Case, Seen, expect, expect_no_complaint};
+use super::shared::{Boot, Case, Runs, Seen, expect, expect_no_complaint};
 
 /// This module's tests.
 pub(super) fn trials() -> Vec<Trial> {
@@ -31,6 +29,7 @@ static ICE_LAKE: Boot = Boot {
             check: |seen| {
                 seen.done(0)?;
                 baseline::compare(
+                    seen.release,
                     &seen.answers[1..],
                     include_str!("../../baselines/icelake-server.txt"),
                 )
@@ -57,7 +56,7 @@ static ICE_LAKE: Boot = Boot {
             check: no_complaint,
         },
     ],
-    seen: OnceLock::new(),
+    seen: Runs::new(),
 };
 
 static HASWELL: Boot = Boot {
@@ -71,6 +70,7 @@ static HASWELL: Boot = Boot {
             check: |seen| {
                 seen.done(0)?;
                 baseline::compare(
+                    seen.release,
                     &seen.answers[1..],
                     include_str!("../../baselines/haswell-client.txt"),
                 )
@@ -82,7 +82,7 @@ static HASWELL: Boot = Boot {
             check: no_complaint,
         },
     ],
-    seen: OnceLock::new(),
+    seen: Runs::new(),
 };
 
 static ZEN_3: Boot = Boot {
@@ -96,6 +96,7 @@ static ZEN_3: Boot = Boot {
             check: |seen| {
                 seen.done(0)?;
                 baseline::compare(
+                    seen.release,
                     &seen.answers[1..],
                     include_str!("../../baselines/zen3-server.txt"),
                 )
@@ -112,7 +113,7 @@ static ZEN_3: Boot = Boot {
             check: no_complaint,
         },
     ],
-    seen: OnceLock::new(),
+    seen: Runs::new(),
 };
 
 static HASWELL_FULL: Boot = Boot {
@@ -124,7 +125,7 @@ static HASWELL_FULL: Boot = Boot {
         steps: log,
         check: no_complaint,
     }],
-    seen: OnceLock::new(),
+    seen: Runs::new(),
 };
 
 fn loaded_scan() -> Vec<Step> {

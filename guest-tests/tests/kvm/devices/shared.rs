@@ -16,14 +16,25 @@ pub(super) struct Case {
     pub(super) check: fn(&Seen<'_>) -> Result<(), Failed>,
 }
 
-/// A guest that is booted once, when the first of its tests runs, and takes the steps of all of them in order.
+/// A guest that is booted once with each release's kernel, when the first of its tests runs, and takes the steps of all of them in order.
 pub(super) struct Boot {
     pub(super) kernel: Flavour,
     pub(super) config: &'static str,
     /// Adds files to the initrd.
     pub(super) files: fn(&mut Initrd) -> Result<(), Failed>,
     pub(super) cases: &'static [Case],
-    pub(super) seen: OnceLock<Result<(Outcome, Report), String>>,
+    /// By release, in the order of [`Release::ALL`].
+    pub(super) seen: Runs,
+}
+
+/// What the guests of a boot left behind, one for each release's kernel.
+pub(super) struct Runs([OnceLock<Result<(Outcome, Report), String>>; Release::ALL.len()]);
+
+impl Runs {
+    /// None has run yet.
+    pub(super) const fn new() -> Self {
+        Self([const { OnceLock::new() }; Release::ALL.len()])
+    }
 }
 
 /// What a test sees of the guest.
@@ -32,23 +43,31 @@ pub(super) struct Seen<'a> {
     pub(super) answers: Vec<&'a Answer>,
     /// What `msr-vmm` said.
     pub(super) stderr: &'a str,
+    /// Whose kernel it ran.
+    pub(super) release: Release,
 }
 
 impl Boot {
     /// The boot's tests.
     pub(super) fn trials(&'static self) -> Vec<Trial> {
-        self.cases
-            .iter()
-            .map(|case| {
-                let name = format!("{PREFIX}{}", case.name);
-                Trial::test(name, move || self.check(case))
-            })
-            .collect()
+        let mut trials = Vec::new();
+        for (release, seen) in Release::ALL.into_iter().zip(&self.seen.0) {
+            for case in self.cases {
+                let name = format!("{PREFIX}{release}::{}", case.name);
+                trials.push(Trial::test(name, move || self.check(case, release, seen)));
+            }
+        }
+        trials
     }
 
-    fn check(&self, case: &Case) -> Result<(), Failed> {
-        let seen = self.seen.get_or_init(|| {
-            self.run()
+    fn check(
+        &self,
+        case: &Case,
+        release: Release,
+        seen: &OnceLock<Result<(Outcome, Report), String>>,
+    ) -> Result<(), Failed> {
+        let seen = seen.get_or_init(|| {
+            self.run(release)
                 .map_err(|error| error.message().unwrap_or_default().to_owned())
         });
         let (outcome, report) = seen
@@ -67,11 +86,15 @@ impl Boot {
         (case.check)(&Seen {
             answers,
             stderr: &outcome.stderr,
+            release,
         })
     }
 
-    fn run(&self) -> Result<(Outcome, Report), Failed> {
-        let kernel = assets::kernel_of(Release::Bookworm, self.kernel)?;
+    fn run(&self, release: Release) -> Result<(Outcome, Report), Failed> {
+        let kernel = match self.kernel {
+            Flavour::Cloud => assets::cloud_kernel(release)?,
+            Flavour::Full => assets::kernel_of(release, Flavour::Full)?,
+        };
         let plan = Plan::new(self.cases.iter().flat_map(|case| (case.steps)()));
         let mut initrd = Initrd::new(&plan, &kernel)?;
         (self.files)(&mut initrd)?;
@@ -143,6 +166,24 @@ pub(super) fn expect<T: PartialEq + std::fmt::Debug>(
         Ok(())
     } else {
         Err(format!("{what}: {found:#x?} instead of {expected:#x?}").into())
+    }
+}
+
+/// Expects the kernel log to say that microcode was updated early: as `before` says it up to Linux 6.6, and with
+/// the two revisions since then (arch/x86/kernel/cpu/microcode/core.c).
+pub(super) fn expect_early_update(
+    seen: &Seen<'_>,
+    log: &str,
+    before: &str,
+    from: u32,
+    to: u32,
+) -> Result<(), Failed> {
+    match seen.release {
+        Release::Bookworm => expect_in(log, before),
+        Release::Trixie => {
+            expect_in(log, &format!("microcode: Current revision: {to:#010x}"))?;
+            expect_in(log, &format!("microcode: Updated early from: {from:#010x}"))
+        }
     }
 }
 

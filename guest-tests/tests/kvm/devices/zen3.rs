@@ -1,13 +1,13 @@
 //! A Zen 3 server with two CPUs, under Debian's full kernel: microcode, RAPL, PPIN.
 
-use std::sync::OnceLock;
-
 use guest_tests::guest::{Answer, Initrd, Step};
 use guest_tests::kernel::Flavour;
 use libtest_mimic::{Failed, Trial};
 
 use super::models::{log, no_complaint};
-use super::shared::{Boot, Case, Seen, expect, expect_about, expect_in, watts};
+use super::shared::{
+    Boot, Case, Runs, Seen, expect, expect_about, expect_early_update, expect_in, watts,
+};
 use super::update::Amd;
 
 /// This module's tests.
@@ -80,7 +80,7 @@ static BOOT: Boot = Boot {
             check: no_complaint,
         },
     ],
-    seen: OnceLock::new(),
+    seen: Runs::new(),
 };
 
 const OTHER: &str = "/updates/other";
@@ -128,10 +128,8 @@ fn early_update(seen: &Seen<'_>) -> Result<(), Failed> {
         vec![&early, &early],
     )
     .map_err(|error| format!("{error:?}\n{log}"))?;
-    expect_in(
-        &log,
-        &format!("microcode updated early to new patch_level={EARLY:#010x}"),
-    )?;
+    let before = format!("microcode updated early to new patch_level={EARLY:#010x}");
+    expect_early_update(seen, &log, &before, 0x0a00_11de, EARLY)?;
     expect_in(
         seen.stderr,
         &format!("microcode 0xa0011de -> {early}, dated 2026-03-14, 64 bytes"),
