@@ -48,6 +48,7 @@ mod lookup;
 mod observer;
 mod registry;
 mod state;
+mod syscalls;
 pub mod testing;
 mod topology;
 
@@ -65,6 +66,7 @@ pub use msr_filter::{Access, MsrRange};
 pub use observer::{AnsweredBy, MsrEvent, MsrObserver};
 pub use registry::{ConfigError, DeviceConfig, DeviceContext, DeviceModel, Model};
 pub use state::{BusState, DeviceState, RestoreError};
+pub use syscalls::Syscall;
 /// The README's example, compiled and run with the documentation's.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::{CpuClock, CpuIdentity, Key, MsrDevice, Topology, devices, keys};
+use crate::{CpuClock, CpuIdentity, Key, MsrDevice, Syscall, Topology, devices, keys};
 
 /// A device that a configuration can ask for by its type.
 ///
@@ -20,6 +20,10 @@ pub trait Model: MsrDevice + Sized + 'static {
 
     /// What the model is, in one line.
     const SUMMARY: &'static str;
+
+    /// The system calls that reads and writes make on a vCPU's thread, for a VMM's seccomp filter. Messages that a device
+    /// logs are the logger's affair.
+    const SYSCALLS: &'static [Syscall] = &[];
 
     /// The keys; `#[serde(deny_unknown_fields)]` and doc comments that say the units.
     type Config: DeserializeOwned + JsonSchema;
@@ -127,9 +131,11 @@ fn did_you_mean(nearest: &Option<String>) -> String {
 type Build = fn(String, toml::Table, &DeviceContext) -> Result<Arc<dyn MsrDevice>, ConfigError>;
 
 /// An entry of the registry: a [`Model`] with its types erased.
+#[derive(Clone, Copy)]
 pub struct DeviceModel {
     name: &'static str,
     summary: &'static str,
+    syscalls: &'static [Syscall],
     schema: fn() -> Schema,
     build: Build,
 }
@@ -140,6 +146,7 @@ impl DeviceModel {
         Self {
             name: M::TYPE,
             summary: M::SUMMARY,
+            syscalls: M::SYSCALLS,
             schema: || schemars::schema_for!(M::Config),
             build: build::<M>,
         }
@@ -158,6 +165,11 @@ impl DeviceModel {
     /// What the model is, in one line.
     pub fn summary(&self) -> &'static str {
         self.summary
+    }
+
+    /// The system calls that reads and writes make on a vCPU's thread.
+    pub fn syscalls(&self) -> &'static [Syscall] {
+        self.syscalls
     }
 
     /// The model's keys, with types, defaults and descriptions, as a JSON schema.

@@ -49,3 +49,8 @@ pub use source::RuleSource;
 pub use stats::{Counts, MsrStats};
 pub use vcpu::VcpuMsrs;
 pub use vm::{VmMsrs, VmMsrsError};
+
+/// The README's example, compiled with the documentation's.
+#[cfg(all(doctest, feature = "config"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

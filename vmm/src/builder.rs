@@ -26,6 +26,7 @@ use vm_memory::{Bytes, GuestAddress};
 /// Collects what a VM is made of, beyond its configuration.
 pub struct VmBuilder {
     config: Config,
+    models: Vec<DeviceModel>,
     devices: Vec<Arc<dyn MsrDevice>>,
     observers: Vec<Arc<dyn MsrObserver>>,
     output: Box<dyn Write + Send>,
@@ -42,6 +43,7 @@ impl VmBuilder {
     pub fn new(config: Config) -> Self {
         Self {
             config,
+            models: DeviceModel::all().to_vec(),
             devices: Vec::new(),
             observers: Vec::new(),
             output: Box::new(io::sink()),
@@ -49,6 +51,15 @@ impl VmBuilder {
             instruction_pointers: false,
             at_stop: None,
         }
+    }
+
+    /// Adds a device model to those that the configuration can ask for by their `type`. A model with a name that
+    /// there is already takes its place.
+    #[must_use]
+    pub fn device_model(mut self, model: DeviceModel) -> Self {
+        self.models.retain(|other| other.name() != model.name());
+        self.models.push(model);
+        self
     }
 
     /// Adds an MSR device to those of the configuration.
@@ -109,7 +120,7 @@ impl VmBuilder {
         let kernel = config.vm.kernel.as_deref().ok_or(ConfigError::NoKernel)?;
         let devices = virtio_devices(&config.vm)?;
         let mut plan = MsrPlan::builder(topology, config.cpu.cpu_identity()?)
-            .config(&config.msr, DeviceModel::all())?;
+            .config(&config.msr, &self.models)?;
         for device in self.devices {
             plan = plan.device(device);
         }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::monotonic_clock::{ClockState, MonotonicClock};
 use crate::{
     CpuVendor, DeviceContext, DeviceState, GeneralProtection, Model, MsrAccess, MsrDevice,
-    PerScope, RestoreError, Scope,
+    PerScope, RestoreError, Scope, Syscall,
 };
 
 const MPERF: u32 = 0xe7; // IA32_MPERF
@@ -93,6 +93,7 @@ pub struct AperfMperf {
 impl Model for AperfMperf {
     const TYPE: &'static str = "aperfmperf";
     const SUMMARY: &'static str = "APERF and MPERF from the CPU time that the vCPUs really get";
+    const SYSCALLS: &'static [Syscall] = &[Syscall::CLOCK_GETTIME, Syscall::FUTEX];
     type Config = Config;
 
     fn build(name: String, config: Config, context: &DeviceContext) -> Result<Self, String> {

@@ -10,7 +10,7 @@ use msr_filter::MsrRange;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::{DeviceContext, GeneralProtection, Model, MsrAccess, MsrDevice, U64};
+use crate::{DeviceContext, GeneralProtection, Model, MsrAccess, MsrDevice, Syscall, U64};
 
 /// The keys of a `[[msr.device]]` with `type = "forward"`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -60,6 +60,7 @@ pub struct Forward {
 impl Model for Forward {
     const TYPE: &'static str = "forward";
     const SUMMARY: &'static str = "KVM's own values, watched and with bits hidden or forced";
+    const SYSCALLS: &'static [Syscall] = &[Syscall::KVM_GET_MSRS, Syscall::KVM_SET_MSRS];
     type Config = Config;
 
     fn build(name: String, config: Config, _: &DeviceContext) -> Result<Self, String> {

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     CpuIdentity, CpuVendor, DeviceContext, DeviceState, GeneralProtection, GuestMemoryError, Model,
-    MsrAccess, MsrDevice, PerScope, RestoreError, Scope, U64, VcpuContext,
+    MsrAccess, MsrDevice, PerScope, RestoreError, Scope, Syscall, U64, VcpuContext,
 };
 
 mod amd;
@@ -163,6 +163,7 @@ impl Model for Microcode {
     const TYPE: &'static str = "microcode";
     const SUMMARY: &'static str =
         "microcode revision and updates: the guest's loader works, nothing is executed";
+    const SYSCALLS: &'static [Syscall] = &[Syscall::KVM_TRANSLATE, Syscall::FUTEX];
     type Config = Config;
 
     fn build(name: String, config: Config, context: &DeviceContext) -> Result<Self, String> {

@@ -3,11 +3,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use msr_filter::MsrRange;
 
 use crate::cli::import::ImportArgs;
+use crate::cli::models;
 use crate::cli::trace::{DecodeArgs, LearnArgs, TraceCommand};
 use crate::config::{Config, ConfigError, MemorySize};
 use crate::cpu::OnUnoffered;
@@ -212,7 +214,14 @@ pub struct ExplainArgs {
 /// A shell's completion script.
 pub(crate) fn completions(shell: Shell) -> String {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "msr-vmm", &mut script);
+    let names = models()
+        .iter()
+        .map(|model| PossibleValue::new(model.name()));
+    let names = PossibleValuesParser::new(names);
+    let mut command = Cli::command().mut_subcommand("devices", |devices| {
+        devices.mut_arg("model", |model| model.value_parser(names))
+    });
+    clap_complete::generate(shell, &mut command, "msr-vmm", &mut script);
     // The options' names and help are this program's own text.
     String::from_utf8_lossy(&script).into_owned()
 }

@@ -3,12 +3,11 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use msr_bus::DeviceModel;
 use msr_filter::{FilterConfig, MsrFilter, MsrRange, Warning, names};
 use serde_json::json;
 
 use crate::cli::args::FilterArgs;
-use crate::cli::{Failure, print};
+use crate::cli::{Failure, models, print};
 use crate::config::{Config, ConfigError};
 use crate::vm::VmError;
 use msr_kvm::{MsrConfig, MsrPlan, MsrPlanBuilder, RuleSource};
@@ -52,7 +51,7 @@ pub(crate) fn plan(config: &Config) -> Result<MsrPlan, Failure> {
         .cpu_identity()
         .map_err(|error| Failure::usage(VmError::from(error)))?;
     MsrPlan::builder(topology, cpu)
-        .config(&config.msr, DeviceModel::all())
+        .config(&config.msr, models())
         .and_then(MsrPlanBuilder::build)
         .map_err(|error| Failure::usage(VmError::from(error)))
 }

@@ -14,6 +14,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::Parser;
 use msr_bus::DeviceModel;
@@ -68,8 +69,37 @@ pub(crate) fn print(text: &impl Display) -> Result<(), Failure> {
     }
 }
 
+/// The device models of this command: those that come with `msr-bus`, and its own.
+static MODELS: OnceLock<Vec<DeviceModel>> = OnceLock::new();
+
+/// The device models that a configuration can ask for.
+pub(crate) fn models() -> &'static [DeviceModel] {
+    MODELS.get_or_init(|| DeviceModel::all().to_vec())
+}
+
 /// Parses the process's arguments and does what they say.
 pub fn main() -> ExitCode {
+    main_with([])
+}
+
+/// As [`main`], with device models of one's own beside those of `msr-bus`: in `run`, `explain`, `filter`, `devices`, CPU
+/// models and completions alike. A model with a name that there is already takes its place.
+///
+/// ```no_run
+/// use std::process::ExitCode;
+///
+/// # mod mailbox { pub use msr_bus::devices::scratch::Scratch as Mailbox; }
+/// fn main() -> ExitCode {
+///     msr_vmm::cli::main_with([msr_bus::DeviceModel::of::<mailbox::Mailbox>()])
+/// }
+/// ```
+pub fn main_with(own: impl IntoIterator<Item = DeviceModel>) -> ExitCode {
+    let own: Vec<DeviceModel> = own.into_iter().collect();
+    let mut models = DeviceModel::all().to_vec();
+    models.retain(|model| own.iter().all(|own| own.name() != model.name()));
+    models.extend(own);
+    // A process has one command line, so this is the first call.
+    let _ = MODELS.set(models);
     let timing = BootTiming::since_exec();
     timing.mark(BootEvent::Main);
     let cli = Cli::parse();
@@ -128,7 +158,7 @@ fn check(json: bool) -> Result<(), Failure> {
 
 /// Prints the device models and their keys.
 fn devices(model: Option<&str>, json: bool) -> Result<(), Failure> {
-    let all = DeviceModel::all();
+    let all = models();
     let chosen: Vec<&DeviceModel> = all
         .iter()
         .filter(|m| model.is_none_or(|name| m.name() == name))

@@ -10,7 +10,7 @@ use msr_bus::{MsrEvent, MsrObserver};
 
 use crate::cli::args::RunArgs;
 use crate::cli::trace::{RunTrace, TraceOptions};
-use crate::cli::{Failure, print, session};
+use crate::cli::{Failure, models, print, session};
 use crate::shutdown::ShutdownReason;
 use crate::timing::{BootEvent, BootTiming};
 use crate::vm::{Vm, VmError};
@@ -47,6 +47,9 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
         })
         .transpose()?;
     let mut builder = Vm::builder(config).console_output(output);
+    for model in models() {
+        builder = builder.device_model(*model);
+    }
     let observers = [
         stats.clone().map(|stats| stats as Arc<dyn MsrObserver>),
         trace.as_ref().map(RunTrace::observer),

@@ -4,6 +4,7 @@ use libtest_mimic::Trial;
 
 mod bus;
 mod differential;
+mod embedding;
 mod filter;
 mod live_swap;
 mod probe;
@@ -19,6 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     [
         bus::trials(),
         differential::trials(),
+        embedding::trials(),
         filter::trials(),
         live_swap::trials(),
         probe::trials(),

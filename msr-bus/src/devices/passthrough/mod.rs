@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 pub use self::host_msrs::{DevCpu, HostMsrs};
 use super::host;
-use crate::{DeviceContext, GeneralProtection, Model, MsrAccess, MsrDevice};
+use crate::{DeviceContext, GeneralProtection, Model, MsrAccess, MsrDevice, Syscall};
 
 /// The keys of a `[[msr.device]]` with `type = "passthrough"`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -56,6 +56,7 @@ const MOST: u64 = 0x1000;
 impl Model for Passthrough {
     const TYPE: &'static str = "passthrough";
     const SUMMARY: &'static str = "the host's own MSRs, from /dev/cpu/N/msr";
+    const SYSCALLS: &'static [Syscall] = &[Syscall::PREAD64, Syscall::PWRITE64, Syscall::GETCPU];
     type Config = Config;
 
     fn build(name: String, config: Config, _: &DeviceContext) -> Result<Self, String> {

@@ -31,7 +31,7 @@ pub use self::config::{Config, Turbo};
 use self::intel::Intel;
 use crate::{
     CpuVendor, DeviceContext, DeviceState, GeneralProtection, Model, MsrAccess, MsrDevice,
-    RestoreError,
+    RestoreError, Syscall,
 };
 
 /// The device.
@@ -51,6 +51,7 @@ impl Model for Platform {
     const TYPE: &'static str = "platform";
     const SUMMARY: &'static str =
         "base and turbo frequencies, P-states, core and thread count, IA32_MISC_ENABLE";
+    const SYSCALLS: &'static [Syscall] = &[Syscall::KVM_GET_MSRS, Syscall::KVM_SET_MSRS];
     type Config = Config;
 
     fn build(name: String, config: Config, context: &DeviceContext) -> Result<Self, String> {

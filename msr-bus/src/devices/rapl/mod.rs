@@ -31,7 +31,7 @@ use self::limits::Limit;
 use self::powercap::Powercap;
 use crate::{
     CpuLocation, CpuVendor, DeviceContext, DeviceState, GeneralProtection, Model, MsrAccess,
-    MsrDevice, PerScope, RestoreError, Scope, Topology,
+    MsrDevice, PerScope, RestoreError, Scope, Syscall, Topology,
 };
 
 /// What a register of a domain holds.
@@ -106,6 +106,8 @@ impl Model for Rapl {
     const TYPE: &'static str = "rapl";
     const SUMMARY: &'static str =
         "energy counters from CPU time or the host's powercap, and power limits that read back";
+    const SYSCALLS: &'static [Syscall] =
+        &[Syscall::CLOCK_GETTIME, Syscall::FUTEX, Syscall::PREAD64];
     type Config = Config;
 
     fn build(name: String, config: Config, context: &DeviceContext) -> Result<Self, String> {

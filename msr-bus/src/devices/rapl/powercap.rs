@@ -212,7 +212,7 @@ impl Powercap {
         let kind = Kind::measured_by(meter) as usize;
         let vcpus = meter.vcpus(&self.topology);
         vcpus
-            .map(|id| ledger.vcpus[id as usize].charged[kind])
+            .filter_map(|id| Some(ledger.vcpus.get(id as usize)?.charged[kind]))
             .sum()
     }
 

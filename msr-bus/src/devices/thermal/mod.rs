@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use self::source::{Heat, HeatConfig, HeatState, Host, Place, Temperature};
 use crate::{
     CpuLocation, CpuVendor, DeviceContext, DeviceState, GeneralProtection, Model, MsrAccess,
-    MsrDevice, PerScope, RestoreError, Scope,
+    MsrDevice, PerScope, RestoreError, Scope, Syscall,
 };
 
 const THERM_INTERRUPT: u32 = 0x19b; // IA32_THERM_INTERRUPT
@@ -140,6 +140,8 @@ impl Model for Thermal {
     const TYPE: &'static str = "thermal";
     const SUMMARY: &'static str =
         "Intel's digital thermal sensors of cores and packages, with thresholds";
+    const SYSCALLS: &'static [Syscall] =
+        &[Syscall::CLOCK_GETTIME, Syscall::FUTEX, Syscall::PREAD64];
     type Config = Config;
 
     fn build(name: String, config: Config, context: &DeviceContext) -> Result<Self, String> {

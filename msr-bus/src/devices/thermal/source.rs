@@ -171,17 +171,18 @@ impl Heat {
 
     fn millidegrees(&self, place: Place, location: CpuLocation) -> i64 {
         let numbers = match place {
-            Place::Core => location.core..location.core + 1,
+            Place::Core => location.core..location.core.saturating_add(1),
             Place::Package => {
-                let first = location.package * self.topology.cores;
-                first..first + self.topology.cores
+                let first = location.package.saturating_mul(self.topology.cores);
+                first..first.saturating_add(self.topology.cores)
             }
         };
         let mut cores = self.cores();
-        let temperatures = numbers.map(|number| {
-            let core = &mut cores[number as usize];
+        // A CPU outside the topology has no core, which is idle.
+        let temperatures = numbers.filter_map(|number| {
+            let core = cores.get_mut(number as usize)?;
             self.advance(core, number);
-            core.microdegrees / 1000
+            Some(core.microdegrees / 1000)
         });
         temperatures.max().unwrap_or(self.config.idle / 1000)
     }
