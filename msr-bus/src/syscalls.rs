@@ -32,10 +32,10 @@ impl Syscall {
     pub const GETCPU: Self = Self::new("getcpu", libc::SYS_getcpu);
 
     /// A system call of this name and number.
-    pub const fn new(name: &'static str, number: libc::c_long) -> Self {
+    pub const fn new(name: &'static str, number: i64) -> Self {
         Self {
             name,
-            number: number as i64,
+            number,
             request: None,
         }
     }
