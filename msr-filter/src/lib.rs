@@ -78,4 +78,4 @@ pub use list::{MsrList, ParseListError};
 pub use parse::{ParseAccessError, ParseRangeError, ParseVerdictError};
 pub use range::{EmptyRange, MsrRange};
 pub use rule::{FilterSpec, Rule, Verdict};
-pub use warning::{LINUX_BOOT, Warning};
+pub use warning::{LINUX_BOOT, LINUX_BOOT_INTEL, Warning};

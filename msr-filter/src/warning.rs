@@ -39,10 +39,15 @@ pub enum Warning {
         /// The MSRs and the kinds of access that no rule decides.
         missing: Vec<(u32, Access)>,
     },
+    /// The same for a guest whose CPUID says GenuineIntel. See [`LINUX_BOOT_INTEL`].
+    LinuxNeedsOnIntel {
+        /// The MSRs and the kinds of access that no rule decides.
+        missing: Vec<(u32, Access)>,
+    },
 }
 
 /// The accesses without which a 64-bit Linux guest hangs, crashes or loses its clock before it
-/// runs the first process, whoever answers them (arch/x86/kernel: head_64.S, verify_cpu.S, cpu/common.c,
+/// runs the first process, whoever makes its CPU and whoever answers them (arch/x86/kernel: head_64.S, verify_cpu.S, cpu/common.c,
 /// apic/apic.c; arch/x86/mm/pat). What merely costs the guest a feature or a log line is not here.
 ///
 /// The kernel's own accesses on behalf of the guest, such as SYSCALL reading `IA32_LSTAR`, are not
@@ -50,8 +55,6 @@ pub enum Warning {
 pub const LINUX_BOOT: &[(u32, Access)] = &[
     // Whether the APIC is on, and in which mode.
     (0x1b, Access::READ),
-    // On Intel, verify_cpu looks for a disabled NX bit before there is an IDT.
-    (0x1a0, Access::READ),
     // Read back to find out what the firmware left, then set.
     (0x277, Access::all()),
     // The timer, where CPUID offers it.
@@ -66,6 +69,13 @@ pub const LINUX_BOOT: &[(u32, Access)] = &[
     (0xc000_0100, Access::all()),
     (0xc000_0101, Access::all()),
     (0xc000_0102, Access::all()),
+];
+
+/// What a 64-bit Linux guest needs besides [`LINUX_BOOT`] where CPUID says GenuineIntel. AMD's CPUs do not have the MSR, and Linux
+/// does not look for it there.
+pub const LINUX_BOOT_INTEL: &[(u32, Access)] = &[
+    // verify_cpu looks for a disabled NX bit before there is an IDT.
+    (0x1a0, Access::READ),
 ];
 
 impl fmt::Display for Warning {
@@ -84,17 +94,27 @@ impl fmt::Display for Warning {
             }
             Self::LinuxNeeds { missing } => {
                 f.write_str("denied by default, and no Linux guest boots without:")?;
-                for (i, (index, access)) in missing.iter().enumerate() {
-                    f.write_str(if i == 0 { " " } else { ", " })?;
-                    match names::name(*index) {
-                        Some(name) => write!(f, "{name} ({index:#x}) {access}")?,
-                        None => write!(f, "{index:#x} {access}")?,
-                    }
-                }
-                Ok(())
+                list(missing, f)
+            }
+            Self::LinuxNeedsOnIntel { missing } => {
+                f.write_str(
+                    "denied by default, and no Linux guest that is shown an Intel CPU boots without:",
+                )?;
+                list(missing, f)
             }
         }
     }
+}
+
+fn list(msrs: &[(u32, Access)], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (i, (index, access)) in msrs.iter().enumerate() {
+        f.write_str(if i == 0 { " " } else { ", " })?;
+        match names::name(*index) {
+            Some(name) => write!(f, "{name} ({index:#x}) {access}")?,
+            None => write!(f, "{index:#x} {access}")?,
+        }
+    }
+    Ok(())
 }
 
 impl FilterSpec {
@@ -128,24 +148,30 @@ impl FilterSpec {
                 })
             })
             .collect();
-        warnings.extend(self.linux_needs(&cells));
+        if self.default == Verdict::Deny {
+            let missing = missing(LINUX_BOOT, &cells);
+            if !missing.is_empty() {
+                warnings.push(Warning::LinuxNeeds { missing });
+            }
+            let missing = self::missing(LINUX_BOOT_INTEL, &cells);
+            if !missing.is_empty() {
+                warnings.push(Warning::LinuxNeedsOnIntel { missing });
+            }
+        }
         warnings
     }
+}
 
-    fn linux_needs(&self, cells: &[Cell]) -> Option<Warning> {
-        if self.default == Verdict::Allow {
-            return None;
-        }
-        let missing: Vec<_> = LINUX_BOOT
-            .iter()
-            .filter_map(|(index, needed)| {
-                let left_out = needed.iter().filter(|a| owner(cells, *index, *a).is_none());
-                let left_out: Access = left_out.collect();
-                (!left_out.is_empty()).then_some((*index, left_out))
-            })
-            .collect();
-        (!missing.is_empty()).then_some(Warning::LinuxNeeds { missing })
-    }
+/// What of `needed` no rule decides.
+fn missing(needed: &[(u32, Access)], cells: &[Cell]) -> Vec<(u32, Access)> {
+    needed
+        .iter()
+        .filter_map(|(index, needed)| {
+            let left_out = needed.iter().filter(|a| owner(cells, *index, *a).is_none());
+            let left_out: Access = left_out.collect();
+            (!left_out.is_empty()).then_some((*index, left_out))
+        })
+        .collect()
 }
 
 /// The rule that decides `access` (one kind) to `index`.
@@ -224,12 +250,17 @@ mod tests {
         let nothing = FilterSpec::new(Verdict::Deny);
         assert_eq!(
             nothing.warnings(),
-            [Warning::LinuxNeeds {
-                missing: LINUX_BOOT.to_vec()
-            }]
+            [
+                Warning::LinuxNeeds {
+                    missing: LINUX_BOOT.to_vec()
+                },
+                Warning::LinuxNeedsOnIntel {
+                    missing: LINUX_BOOT_INTEL.to_vec()
+                }
+            ]
         );
         let mut spec = FilterSpec::new(Verdict::Deny);
-        for (index, access) in LINUX_BOOT {
+        for (index, access) in LINUX_BOOT.iter().chain(LINUX_BOOT_INTEL) {
             spec = spec.rule(Rule::new(*index, *access, Verdict::Allow));
         }
         assert_eq!(spec.warnings(), []);
@@ -237,8 +268,8 @@ mod tests {
         spec.rules[0].verdict = Verdict::Deny;
         assert_eq!(spec.warnings(), []);
         // Half of what is needed is missing.
-        spec.rules[4].access = Access::READ;
-        spec.rules.remove(5);
+        spec.rules[3].access = Access::READ;
+        spec.rules.remove(4);
         let warnings = spec.warnings();
         let missing = vec![(0xc000_0080, Access::WRITE), (0xc000_0081, Access::WRITE)];
         assert_eq!(warnings, [Warning::LinuxNeeds { missing }]);

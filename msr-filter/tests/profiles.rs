@@ -3,7 +3,9 @@
 
 use std::{fs, path::Path};
 
-use msr_filter::{Access, FilterConfig, FilterSpec, LINUX_BOOT, MsrFilter, Verdict};
+use msr_filter::{
+    Access, FilterConfig, FilterSpec, LINUX_BOOT, LINUX_BOOT_INTEL, MsrFilter, Verdict,
+};
 
 fn profile(name: &str) -> (FilterConfig, FilterSpec, MsrFilter) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -45,7 +47,7 @@ fn every_rule_says_why_and_nothing_in_a_profile_is_without_effect() {
             assert!(reason.ends_with('.'), "{name}: {rule:?}");
         }
         assert_eq!(spec.warnings(), [], "{name}");
-        for (index, access) in LINUX_BOOT {
+        for (index, access) in LINUX_BOOT.iter().chain(LINUX_BOOT_INTEL) {
             for kind in access.iter() {
                 assert_eq!(
                     filter.verdict(*index, kind),

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use msr_bus::{DeviceConfig, DeviceModel, ExitReason, Fallback, Unclaimed};
-use msr_filter::{FilterConfig, FilterSpec, Verdict};
+use msr_filter::{FilterConfig, Verdict};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{InitialMsr, MsrPlanBuilder, PlanError, RuleSource, profile};
+use crate::{FilterLayer, InitialMsr, Layer, MsrPlanBuilder, PlanError, profile};
 
 /// Who answers which MSR.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,13 +17,15 @@ pub struct MsrConfig {
     /// The answer to what no device claims: `"fault"`, `"ignore"`, or a table with one for each reason.
     #[serde(deserialize_with = "uniform_or_each")]
     pub unclaimed: Fallback,
-    /// A profile to build on: the name of one that comes with the VMM, or a file. Its rules come after those
-    /// of `filter`, and its default takes the place of `filter`'s.
+    /// A profile: the name of one that comes with the VMM, or a file. It is a layer that narrows what `filter` allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<PathBuf>,
-    /// What the kernel may answer, apart from what devices claim.
+    /// What the kernel may answer, apart from what devices claim, and as far as every layer allows it.
     #[serde(skip_serializing_if = "is_default")]
     pub filter: FilterConfig,
+    /// Filters that narrow what `filter` allows, `[[msr.layer]]`: a CPU model's becomes one.
+    #[serde(rename = "layer", skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<FilterLayer>,
     /// What MSRs that KVM keeps hold when a vCPU starts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub initial: Vec<InitialMsr>,
@@ -39,6 +41,7 @@ impl Default for MsrConfig {
             unclaimed: Fallback::default(),
             profile: None,
             filter: no_rules(),
+            layers: Vec::new(),
             initial: Vec::new(),
             devices: Vec::new(),
         }
@@ -75,7 +78,7 @@ fn uniform_or_each<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fallbac
 
 impl MsrPlanBuilder {
     /// Takes over a configuration: its devices from among `models`, its rules behind those claims, its
-    /// profile, exit reasons and fallback.
+    /// layers and profile, exit reasons and fallback.
     ///
     /// # Errors
     ///
@@ -87,16 +90,17 @@ impl MsrPlanBuilder {
                 .map_err(|source| PlanError::Device { number, source })?;
             self = self.device(device);
         }
-        let user = &config.filter;
-        self.rules = FilterSpec::from(user);
-        self.sources =
-            RuleSource::of_config(user, |number, reason| RuleSource::User { number, reason });
-        self.profile = None;
+        let own = Layer::from(&FilterLayer {
+            name: String::new(),
+            filter: config.filter.clone(),
+        });
+        (self.rules, self.sources) = (own.spec, own.sources);
+        self.layers = config.layers.iter().map(Layer::from).collect();
         if let Some(path) = &config.profile {
-            let profile = profile::load(path)?;
-            self.profile = Some(FilterSpec::from(&profile));
-            let source = |number, reason| RuleSource::Profile { number, reason };
-            self.sources.extend(RuleSource::of_config(&profile, source));
+            self.layers.push(Layer::from(&FilterLayer {
+                name: format!("profile {}", path.display()),
+                filter: profile::load(path)?,
+            }));
         }
         Ok(self
             .exits(&config.exits)

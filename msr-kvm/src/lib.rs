@@ -25,6 +25,7 @@ mod exit;
 mod host;
 mod initial;
 mod internal_error;
+mod layers;
 mod memory;
 mod plan;
 #[cfg(feature = "config")]
@@ -41,6 +42,7 @@ pub use exit::{Answered, MsrExit, complete};
 pub use host::host_cpu;
 pub use initial::{InitialMsr, OnRefusal, RefusedMsr, RefusedMsrs};
 pub use internal_error::InternalError;
+pub use layers::{FilterLayer, Layer, LostRule};
 pub use memory::{NoMemory, PhysicalMemory};
 pub use plan::{MsrPlan, MsrPlanBuilder, PlanError};
 #[cfg(feature = "config")]

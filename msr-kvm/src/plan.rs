@@ -7,9 +7,10 @@ use msr_bus::{
     BuildError, BusBuilder, Contradiction, CpuClock, CpuIdentity, DeviceContext, ExitReason,
     Fallback, MsrBus, MsrDevice, MsrObserver, MsrRange, Topology,
 };
-use msr_filter::{CompileError, FilterSpec, MsrFilter, Verdict};
+use msr_filter::{Access, CompileError, FilterSpec, MsrFilter, Rule, Verdict};
 
 use crate::initial::{self, InitialMsr};
+use crate::layers::{self, Layer, LostRule};
 use crate::source::{self, RuleSource};
 use crate::{HostClock, MsrStats};
 
@@ -18,10 +19,14 @@ use crate::{HostClock, MsrStats};
 pub struct MsrPlan {
     /// Who answers in userspace.
     pub bus: Arc<MsrBus>,
-    /// What the kernel may answer, as rules: the devices' claims first, then the user's.
+    /// What the kernel may answer, as rules: the devices' claims first, then what the layers allow together.
     pub spec: FilterSpec,
     /// Where each of those rules comes from.
     pub sources: Vec<RuleSource>,
+    /// The layers: the configuration's own rules, then models and the profile.
+    pub layers: Vec<Layer>,
+    /// The allow rules of one layer that another denies.
+    pub lost: Vec<LostRule>,
     /// The same as KVM gets it.
     pub filter: MsrFilter,
     /// The reasons for which KVM asks userspace.
@@ -115,8 +120,8 @@ pub struct MsrPlanBuilder {
     /// What must not contradict the devices' claims.
     pub(crate) rules: FilterSpec,
     pub(crate) sources: Vec<RuleSource>,
-    /// What comes behind it, written without knowing of devices.
-    pub(crate) profile: Option<FilterSpec>,
+    /// What narrows them, written without knowing of devices.
+    pub(crate) layers: Vec<Layer>,
     statistics: Option<Arc<MsrStats>>,
     instruction_pointers: bool,
 }
@@ -138,20 +143,29 @@ impl MsrPlan {
             initial: Vec::new(),
             rules: FilterSpec::new(Verdict::Allow),
             sources: Vec::new(),
-            profile: None,
+            layers: Vec::new(),
             statistics: None,
             instruction_pointers: false,
         }
     }
 
-    /// The filter for other rules behind the same devices.
+    /// The filter for other rules behind the same devices, which models and profiles narrow as they did the first.
     ///
     /// # Errors
     ///
     /// [`PlanError`] for rules that contradict a claim or cannot be compiled.
     pub fn filter_for(&self, rules: &FilterSpec) -> Result<MsrFilter, PlanError> {
-        let spec = self.bus.filter_spec(rules)?;
+        self.bus.check_rules(&rules.rules)?;
+        let mut layers = vec![Layer::of_rules(rules.clone())];
+        layers.extend_from_slice(&self.layers[1..]);
+        let (spec, ..) = derive(&self.bus, &layers);
         spec.compile().map_err(PlanError::Compile)
+    }
+
+    /// What each layer says of an access of one kind, and by which rule or default. A device's claim comes before all of them.
+    pub fn verdicts(&self, index: u32, access: Access) -> Vec<(Verdict, RuleSource)> {
+        let layers = self.layers.iter();
+        layers.map(|layer| layer.verdict(index, access)).collect()
     }
 
     /// Whether a device answers the MSR, or it has an initial value in KVM.
@@ -232,13 +246,15 @@ impl MsrPlanBuilder {
     /// Sets what the kernel may answer, apart from what devices claim.
     #[must_use]
     pub fn rules(mut self, rules: FilterSpec) -> Self {
-        self.sources = (1..=rules.rules.len())
-            .map(|number| RuleSource::User {
-                number,
-                reason: None,
-            })
-            .collect();
-        self.rules = rules;
+        let layer = Layer::of_rules(rules);
+        (self.rules, self.sources) = (layer.spec, layer.sources);
+        self
+    }
+
+    /// Adds a filter that narrows what the rules allow, such as a profile's.
+    #[must_use]
+    pub fn layer(mut self, layer: Layer) -> Self {
+        self.layers.push(layer);
         self
     }
 
@@ -257,19 +273,13 @@ impl MsrPlanBuilder {
         {
             return Err(PlanError::NoFilterExit(device.name().to_owned()));
         }
-        // The claims are denied in the kernel, so that KVM asks; then come the user's own rules, then the profile's.
-        // A profile may allow what a device claims: it is written without knowing of devices.
-        let default = self.profile.as_ref().unwrap_or(&self.rules).default;
-        let mut spec = FilterSpec::new(default);
-        spec.rules.extend(bus.claim_rules());
-        spec.rules.extend_from_slice(&self.rules.rules);
-        if let Some(profile) = &self.profile {
-            spec.rules.extend_from_slice(&profile.rules);
-        }
-        let claims = bus.claims().map(|(_, device)| RuleSource::Claim {
-            device: device.name().to_owned(),
-        });
-        let sources: Vec<RuleSource> = claims.chain(self.sources).collect();
+        let mut layers = vec![Layer {
+            name: String::new(),
+            spec: self.rules,
+            sources: self.sources,
+        }];
+        layers.extend(self.layers);
+        let (spec, sources, lost) = derive(&bus, &layers);
         let filter = spec.compile().map_err(|error| match error {
             CompileError::TooManyRanges {
                 needed,
@@ -285,6 +295,8 @@ impl MsrPlanBuilder {
             bus: Arc::new(bus),
             spec,
             sources,
+            layers,
+            lost,
             filter,
             exits: self.exits,
             initial: self.initial,
@@ -294,6 +306,34 @@ impl MsrPlanBuilder {
             instruction_pointers: self.instruction_pointers,
         })
     }
+}
+
+/// The claims are denied in the kernel, so that KVM asks; then comes what the layers allow together. Layers may allow what a
+/// device claims: models and profiles are written without knowing of other devices.
+fn derive(bus: &MsrBus, layers: &[Layer]) -> (FilterSpec, Vec<RuleSource>, Vec<LostRule>) {
+    let mut rules: Vec<Rule> = bus.claim_rules().collect();
+    let claims = bus.claims().map(|(_, device)| RuleSource::Claim {
+        device: device.name().to_owned(),
+    });
+    let mut sources: Vec<RuleSource> = claims.collect();
+    if let [only] = layers {
+        rules.extend_from_slice(&only.spec.rules);
+        sources.extend_from_slice(&only.sources);
+        let default = only.spec.default;
+        return (FilterSpec { default, rules }, sources, Vec::new());
+    }
+    let combined = layers::combine(layers);
+    rules.extend(combined.rules);
+    sources.extend(combined.sources);
+    // What a device answers is not lost.
+    let answered = |range: MsrRange| {
+        bus.claims()
+            .any(|(claim, _)| claim.first() <= range.first() && range.last() <= claim.last())
+    };
+    let lost = combined.lost.into_iter();
+    let lost = lost.filter(|lost| !answered(lost.msrs)).collect();
+    let default = combined.default;
+    (FilterSpec { default, rules }, sources, lost)
 }
 
 /// Numbers the rule as its author did, who may have given several ranges to one.

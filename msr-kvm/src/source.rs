@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-#[cfg(feature = "config")]
-use msr_filter::FilterConfig;
 use msr_filter::{FilterSpec, MsrRange, Suggestion};
+
+use crate::layers::FilterLayer;
 
 /// Where a rule of the filter comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,34 +21,48 @@ pub enum RuleSource {
         /// The reason given there.
         reason: Option<String>,
     },
-    /// The profile has it.
-    Profile {
-        /// Its place in the profile, from 1.
+    /// A CPU model or a profile has it.
+    Layer {
+        /// The layer's name, such as "profile deny-writes".
+        layer: String,
+        /// Its place in the layer, from 1.
         number: usize,
         /// The reason given there.
         reason: Option<String>,
     },
+    /// No rule of the layer speaks of the MSR, so its default decides.
+    Default {
+        /// The layer's name; empty for the configuration's own.
+        layer: String,
+    },
 }
 
 impl RuleSource {
-    #[cfg(feature = "config")]
-    /// The sources of the rules that [`FilterSpec::from`] makes of `config`, in their order.
-    pub(crate) fn of_config(
-        config: &FilterConfig,
-        make: impl Fn(usize, Option<String>) -> Self,
-    ) -> Vec<Self> {
-        let rules = (1..).zip(&config.rules);
+    /// The sources of the rules that [`FilterSpec::from`] makes of a layer's filter, in their order.
+    pub(crate) fn of_layer(layer: &FilterLayer) -> Vec<Self> {
+        let rules = (1..).zip(&layer.filter.rules);
         rules
             .flat_map(|(number, rule)| rule.msrs.iter().map(move |_| (number, rule.reason.clone())))
-            .map(|(number, reason)| make(number, reason))
+            .map(|(number, reason)| {
+                if layer.name.is_empty() {
+                    Self::User { number, reason }
+                } else {
+                    let layer = layer.name.clone();
+                    Self::Layer {
+                        layer,
+                        number,
+                        reason,
+                    }
+                }
+            })
             .collect()
     }
 
     /// What the rule's author says it is for.
     pub fn reason(&self) -> Option<&str> {
         match self {
-            Self::Claim { .. } => None,
-            Self::User { reason, .. } | Self::Profile { reason, .. } => reason.as_deref(),
+            Self::Claim { .. } | Self::Default { .. } => None,
+            Self::User { reason, .. } | Self::Layer { reason, .. } => reason.as_deref(),
         }
     }
 }
@@ -58,7 +72,9 @@ impl fmt::Display for RuleSource {
         match self {
             Self::Claim { device } => write!(f, "the claim of device `{device}`"),
             Self::User { number, .. } => write!(f, "rule {number}"),
-            Self::Profile { number, .. } => write!(f, "the profile's rule {number}"),
+            Self::Layer { layer, number, .. } => write!(f, "{layer}, rule {number}"),
+            Self::Default { layer } if layer.is_empty() => f.write_str("the default"),
+            Self::Default { layer } => write!(f, "the default of {layer}"),
         }
     }
 }

@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     match vm.wait() {
         ShutdownReason::PowerOff => eprintln!("the guest switched itself off"),
         ShutdownReason::Reset => eprintln!("the guest reset itself"),
+        ShutdownReason::DebugExit(status) => eprintln!("the guest ended with status {status}"),
         ShutdownReason::Stopped => eprintln!("the guest was stopped"),
         ShutdownReason::Fault(fault) => return Err(fault.to_string().into()),
     }

@@ -8,7 +8,7 @@ use msr_bus::{DeviceModel, MsrDevice, MsrObserver, Topology, VcpuContext, VcpuId
 
 use crate::acpi::{self, AcpiConfig};
 use crate::boot::{self, Loading};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, DEFAULT_CMDLINE};
 use crate::control::Control;
 use crate::cpu::msrs;
 use crate::cpu::topology::apic_id;
@@ -20,7 +20,7 @@ use crate::shutdown::shutdown_channel;
 use crate::timing::{BootEvent, BootTiming};
 use crate::vcpu::Vcpu;
 use crate::vm::{Vm, VmError};
-use msr_kvm::{MsrPlan, RefusedMsrs, VmMsrs};
+use msr_kvm::{LostRule, MsrPlan, RefusedMsrs, RuleSource, VmMsrs};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Collects what a VM is made of, beyond its configuration.
@@ -131,6 +131,7 @@ impl VmBuilder {
             plan = plan.instruction_pointers();
         }
         let plan = plan.build()?;
+        warn_of_lost(&plan.lost);
 
         let memory = memory::map(&config.vm)?;
         let loading = Loading::start(
@@ -159,7 +160,14 @@ impl VmBuilder {
         let (shutdown, shutdown_receiver) =
             shutdown_channel().map_err(VmError::host("cannot make an eventfd"))?;
         let virtio = virtio::attach(&vm, &memory, devices)?;
-        let machine = Machine::new(&vm, &shutdown, self.output, virtio, timing.clone())?;
+        let machine = Machine::new(
+            &vm,
+            &shutdown,
+            self.output,
+            virtio,
+            config.vm.debug_exit,
+            timing.clone(),
+        )?;
         mark(BootEvent::Devices);
 
         let fds = create_vcpus(&vm, topology)?;
@@ -194,11 +202,16 @@ impl VmBuilder {
                 i8042: false,
             },
         )?;
+        let images = loading.finish()?;
         let mut cmdline = config.vm.cmdline.clone();
-        if let Some(parameters) = cpuid.kernel_parameters() {
+        if !images.is_linux() {
+            // The default is for Linux.
+            if cmdline == DEFAULT_CMDLINE {
+                cmdline.clear();
+            }
+        } else if let Some(parameters) = cpuid.kernel_parameters() {
             cmdline = format!("{cmdline} {parameters}");
         }
-        let images = loading.finish()?;
         let entry = images.write_boot_data(&memory, &cmdline, Some(rsdp))?;
         boot::registers::set(&fds[0], &entry)?;
         mark(BootEvent::Built);
@@ -230,6 +243,19 @@ impl VmBuilder {
             shutdown_receiver,
             timing,
         })
+    }
+}
+
+/// Tells of the configuration's own rules that allow what its model or profile denies. What those deny of each other is what
+/// combining them is for.
+fn warn_of_lost(lost: &[LostRule]) {
+    for lost in lost {
+        let level = if matches!(lost.rule, RuleSource::User { .. }) {
+            log::Level::Warn
+        } else {
+            log::Level::Debug
+        };
+        log::log!(level, "{lost}");
     }
 }
 

@@ -43,14 +43,18 @@ pub struct VmConfig {
     pub huge_pages: bool,
     /// Whether all the guest's memory is to be there before it starts, instead of when it touches it.
     pub prefault: bool,
-    /// The kernel: a bzImage or an ELF vmlinux.
+    /// The kernel: a bzImage, an ELF vmlinux, or a Multiboot kernel, which is a 32-bit ELF file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
-    /// The initrd.
+    /// The initrd, or a Multiboot kernel's module.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// The I/O port by which a guest ends with an exit status of its own: a value `v` written there ends it with
+    /// `(v << 1) | 1`, as QEMU's isa-debug-exit does. No such port unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub debug_exit: Option<u16>,
     /// How many seconds a guest that was asked to switch itself off may take before it is stopped.
     pub grace: u32,
     /// Whether the guest has a source of random numbers, a virtio entropy device.
@@ -89,7 +93,8 @@ impl Default for VmConfig {
             prefault: false,
             kernel: None,
             initrd: None,
-            cmdline: "console=ttyS0 reboot=k panic=-1".into(),
+            cmdline: DEFAULT_CMDLINE.into(),
+            debug_exit: None,
             grace: 30,
             entropy: false,
             disks: Vec::new(),
@@ -139,6 +144,11 @@ pub enum ConfigError {
     /// There is no kernel to boot.
     #[error("no kernel given: use --kernel FILE, or `kernel = \"FILE\"` under [vm] in the config")]
     NoKernel,
+    /// The debug-exit port is another device's.
+    #[error(
+        "vm.debug_exit is {0:#x}, and the 4 ports from there on are not all free; from 0xf4 on they are"
+    )]
+    DebugExit(u16),
     /// The number of vCPUs is out of range.
     #[error("vm.cpus is {0}, and must be from 1 to {MAX_CPUS}")]
     Cpus(u32),
@@ -157,6 +167,9 @@ pub enum ConfigError {
         cpus: u32,
     },
 }
+
+/// The command line of a Linux kernel where none is given; other kernels get none.
+pub(crate) const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
 
 /// The most vCPUs a machine has. An APIC ID of 8 bits less the broadcast ID, rounded down to a power of two,
 /// leaves room for any topology.
@@ -190,7 +203,7 @@ impl Config {
     /// The configuration whose file has these `keys`, over a model.
     fn over(self, model: &ModelName, mut keys: toml::Table) -> Result<Self, ConfigError> {
         keys.remove("model");
-        let layered = models::overlay(keys, model.load()?);
+        let layered = models::overlay(keys, &format!("model {model}"), model.load()?);
         let layered = layered.try_into().map_err(|source| ConfigError::Layered {
             model: model.clone(),
             source: Box::new(source),

@@ -12,6 +12,8 @@ pub const PAGE_TABLES: u64 = 0x9000;
 pub const CMDLINE: u64 = 0x2_0000;
 /// The most the command line can take, its final NUL included.
 pub const CMDLINE_MAX: usize = 0x1_0000;
+/// The Multiboot information of a kernel that is entered that way, with its memory map and command line behind it.
+pub const MULTIBOOT_INFO: u64 = 0x9_0000;
 /// The extended BIOS data area: the end of usable memory below 1 MiB.
 pub const EBDA: u64 = 0x9_fc00;
 /// The ACPI tables, from the RSDP on, in the BIOS area where nothing else is.

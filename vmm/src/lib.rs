@@ -27,6 +27,7 @@
 //! }
 //! match vm.wait() {
 //!     ShutdownReason::PowerOff | ShutdownReason::Reset => println!("in order"),
+//!     ShutdownReason::DebugExit(status) => println!("status {status}"),
 //!     ShutdownReason::Stopped => println!("stopped"),
 //!     ShutdownReason::Fault(fault) => eprintln!("{fault}"),
 //! }

@@ -10,8 +10,9 @@ use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::config::VmConfig;
+use crate::config::{ConfigError, VmConfig};
 use crate::devices::boot_timer::BootTimer;
+use crate::devices::debug_exit::DebugExit;
 use crate::devices::power::{I8042, PowerManagement, ResetRegister};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Console;
@@ -37,6 +38,7 @@ impl Machine {
         shutdown: &ShutdownSender,
         output: Box<dyn Write + Send>,
         virtio: Vec<Arc<MmioDevice>>,
+        debug_exit: Option<u16>,
         timing: Option<Arc<BootTiming>>,
     ) -> Result<Self, VmError> {
         let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
@@ -51,6 +53,11 @@ impl Machine {
         let power = PowerManagement::new(vm.clone(), shutdown.clone());
 
         let mut io = IoManager::new();
+        if let Some(port) = debug_exit {
+            let device = Arc::new(DebugExit(shutdown.clone()));
+            io.register_pio(debug_exit_range(port)?, device)
+                .expect("it is the first");
+        }
         let mut add = |port, length, device: Arc<dyn DevicePio + Send + Sync>| {
             let range = PioRange::new(PioAddress(port), length)
                 .expect("the layout's ports end below 0x10000");
@@ -83,6 +90,28 @@ impl Machine {
             virtio,
         })
     }
+}
+
+/// The debug exit's ports, if no device of [`Machine::new`] has one of them.
+fn debug_exit_range(port: u16) -> Result<PioRange, ConfigError> {
+    const WIDTH: u16 = 4;
+    const TAKEN: [(u16, u16); 6] = [
+        (layout::COM1, 8),
+        (layout::I8042, 5),
+        (layout::RTC, 2),
+        (layout::PM1A_EVENT, 6),
+        (layout::ACPI_RESET, 1),
+        (layout::BOOT_TIMER, 1),
+    ];
+    let end = |first: u16, count: u16| u32::from(first) + u32::from(count);
+    let taken = TAKEN.iter().any(|(first, count)| {
+        u32::from(port) < end(*first, *count) && u32::from(*first) < end(port, WIDTH)
+    });
+    let range = PioRange::new(PioAddress(port), WIDTH);
+    range
+        .ok()
+        .filter(|_| !taken)
+        .ok_or(ConfigError::DebugExit(port))
 }
 
 /// The virtio devices of the configuration, in the order in which they get slots.

@@ -15,6 +15,8 @@ pub enum ShutdownReason {
     PowerOff,
     /// It reset itself.
     Reset,
+    /// It ended with this status by the debug-exit port ([`VmConfig::debug_exit`](crate::config::VmConfig::debug_exit)).
+    DebugExit(u32),
     /// It was stopped from outside.
     Stopped,
     /// It or KVM did something after which it cannot go on.

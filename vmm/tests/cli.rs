@@ -181,6 +181,60 @@ fn explain_says_who_answers_a_read_and_a_write_and_which_rule_made_it_so() {
 }
 
 #[test]
+fn a_model_and_a_profile_narrow_each_other_and_each_rule_is_told_with_its_layer() {
+    let config = ConfigFile::new(
+        "layers",
+        "model = \"icelake-server\"\n[msr]\nprofile = \"kvm-pv-only\"\n\
+         [[msr.filter.rule]]\nmsrs = [\"0x4b564d00\"]\nverdict = \"allow\"\n",
+    );
+    let explain = |msr: &str| stdout(&["explain", msr, "--config", config.path()]);
+    // The profile allows kvmclock's MSR, the configuration too, and an Ice Lake server does not have it.
+    let text = explain("0x4b564d01");
+    for part in [
+        "#GP",
+        "the default of model icelake-server is deny",
+        "profile kvm-pv-only, rule",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let text = explain("IA32_PAT");
+    assert!(
+        text.contains("model icelake-server, rule 3 says allow"),
+        "{text}"
+    );
+    let text = stdout(&["filter", config.path()]);
+    assert!(
+        text.contains(
+            "warning: rule 1 allows 0x4b564d00 (rw), which the default of model icelake-server denies"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_linux_needs_is_told_by_the_vendor_that_the_guest_is_shown() {
+    let needs = |vendor: &str| {
+        let config = ConfigFile::new(
+            &format!("needs-{vendor}"),
+            &format!(
+                "[cpu]\nvendor = \"{vendor}\"\nfamily = 25\nmodel = 1\n[msr.filter]\ndefault = \"deny\"\n"
+            ),
+        );
+        let text = stdout(&["filter", config.path()]);
+        assert!(
+            text.contains("no Linux guest boots without: IA32_APIC_BASE"),
+            "{text}"
+        );
+        text.contains("IA32_MISC_ENABLE")
+    };
+    assert!(!needs("AuthenticAMD"));
+    assert!(needs("GenuineIntel"));
+    let zen3 = ConfigFile::new("needs-zen3", "model = \"zen3-server\"\n");
+    let text = stdout(&["filter", zen3.path()]);
+    assert!(!text.contains("no Linux guest"), "{text}");
+}
+
+#[test]
 fn a_wrong_msr_name_is_refused_with_the_nearest_right_one() {
     let config = ConfigFile::new("name", CONFIG);
     let error = refusal(&["explain", "MSR_PLATFROM_INFO", "--config", config.path()]);

@@ -165,6 +165,12 @@ impl Guest {
         Ok(guest.option("--kernel", image).option("--memory", "32"))
     }
 
+    /// A guest of this kernel image, with nothing else said.
+    pub fn bare(image: &Path) -> Result<Self, BootError> {
+        let guest = Self::of(Folder::new()?, Plan::default());
+        Ok(guest.option("--kernel", image))
+    }
+
     /// A guest that is nothing but a kernel.
     pub fn without_initrd(image: &Path) -> Result<Self, BootError> {
         let guest = Self::of(Folder::new()?, Plan::default());

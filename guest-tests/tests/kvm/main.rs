@@ -18,6 +18,7 @@ mod life;
 mod linux;
 mod micro;
 mod models;
+mod multiboot;
 mod profiles;
 mod smoke;
 mod smp;
@@ -51,6 +52,7 @@ fn trials() -> Vec<Trial> {
         linux::trials(),
         smp::trials(),
         models::trials(),
+        multiboot::trials(),
         disk::trials(),
         profiles::trials(),
         devices::trials(),

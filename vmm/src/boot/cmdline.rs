@@ -29,21 +29,21 @@ pub enum CmdlineError {
     },
 }
 
-/// Checks `cmdline` and writes it to [`layout::CMDLINE`].
-pub(super) fn write(
-    memory: &GuestMemoryMmap,
-    cmdline: &str,
-    kernel: &Kernel,
-) -> Result<(), super::BootError> {
+/// Checks that `kernel` can take `cmdline`.
+pub(super) fn check(cmdline: &str, kernel: &Kernel) -> Result<(), CmdlineError> {
     let declared = kernel.header.map(|header| header.cmdline_size as usize);
-    check(cmdline, declared)?;
+    check_length(cmdline, declared)
+}
+
+/// Writes `cmdline`, which has been checked, to [`layout::CMDLINE`].
+pub(super) fn write(memory: &GuestMemoryMmap, cmdline: &str) -> Result<(), super::BootError> {
     let mut bytes = Vec::with_capacity(cmdline.len() + 1);
     bytes.extend_from_slice(cmdline.as_bytes());
     bytes.push(0);
     super::write(memory, &bytes, layout::CMDLINE)
 }
 
-fn check(cmdline: &str, declared: Option<usize>) -> Result<(), CmdlineError> {
+fn check_length(cmdline: &str, declared: Option<usize>) -> Result<(), CmdlineError> {
     let max = declared
         .filter(|size| *size != 0)
         .unwrap_or(LENGTH_MAX)
@@ -72,10 +72,10 @@ mod tests {
             (Some(255), 255),
             (Some(usize::MAX), layout::CMDLINE_MAX - 1),
         ] {
-            assert_eq!(check(&"x".repeat(max), declared), Ok(()));
+            assert_eq!(check_length(&"x".repeat(max), declared), Ok(()));
             let length = max + 1;
             assert_eq!(
-                check(&"x".repeat(length), declared),
+                check_length(&"x".repeat(length), declared),
                 Err(CmdlineError::TooLong { length, max })
             );
         }
@@ -83,6 +83,9 @@ mod tests {
 
     #[test]
     fn a_nul_is_refused() {
-        assert_eq!(check("quiet\0 ro", None), Err(CmdlineError::Nul { at: 5 }));
+        assert_eq!(
+            check_length("quiet\0 ro", None),
+            Err(CmdlineError::Nul { at: 5 })
+        );
     }
 }

@@ -21,7 +21,7 @@ const PROGRAM_HEADER_SIZE: usize = 56;
 /// A program header of this type says where notes are.
 const PT_NOTE: u32 = 4;
 /// How far into the file the program headers may end: they are kept while the file is read in one pass.
-const PROGRAM_HEADERS_END: u64 = 64 << 10;
+pub(super) const PROGRAM_HEADERS_END: u64 = 64 << 10;
 
 /// What is wrong with an ELF file, as a kernel for this guest.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +101,18 @@ pub enum ElfError {
         /// The segment's physical address.
         address: u64,
     },
+    /// A segment of a Multiboot kernel lies where the boot data or the BIOS is.
+    #[error(
+        "has a segment at {address:#x} to {end:#x}; from {:#x} to {:#x} are the boot data and the area of the BIOS",
+        layout::MULTIBOOT_INFO,
+        layout::HIGH_MEMORY
+    )]
+    BootData {
+        /// The segment's physical address.
+        address: u64,
+        /// Its end.
+        end: u64,
+    },
     /// Two segments claim the same memory.
     #[error("has overlapping segments: {first:#x} to {end:#x}, and one at {second:#x}")]
     Overlap {
@@ -143,32 +155,10 @@ pub(super) struct Loaded {
 
 /// Loads a file, from its start, straight into guest memory.
 pub(super) fn load_file(memory: &GuestMemoryMmap, file: &mut File) -> Result<Loaded, ElfError> {
-    let at = SeekFrom::Start;
-    let size = file
-        .seek(SeekFrom::End(0))
-        .and_then(|size| file.seek(at(0)).map(|_| size))
+    file.seek(SeekFrom::Start(0))
         .map_err(|error| read_error("its header", 0, error))?;
     let elf = Elf::read(&mut *file)?;
-    if let Some(segment) = elf.segments.iter().find(|s| s.file_end() > size) {
-        let end = segment.file_end();
-        return Err(ElfError::Truncated {
-            what: "a segment",
-            end,
-        });
-    }
-    let loaded = elf.check(memory)?;
-    for segment in &elf.segments {
-        let end = segment.file_end();
-        read(
-            memory,
-            segment.address(),
-            file,
-            segment.offset,
-            segment.file_size,
-        )
-        .map_err(|error| read_error("a segment", end, error))?;
-    }
-    Ok(loaded)
+    elf.load(memory, file, layout::HIGH_MEMORY)
 }
 
 /// Loads a stream in one pass, no further than to the end of the last segment, and gives how many bytes that were.
@@ -177,7 +167,7 @@ pub(super) fn load_stream(
     stream: &mut dyn BufRead,
 ) -> Result<(Loaded, u64), ElfError> {
     let mut elf = Elf::read(&mut *stream)?;
-    let loaded = elf.check(memory)?;
+    let loaded = elf.check(memory, layout::HIGH_MEMORY)?;
     elf.segments.sort_by_key(|segment| segment.offset);
 
     // A segment may begin with the headers that were read already.
@@ -230,11 +220,11 @@ fn copy(
 
 /// A loadable segment; no sum of its numbers overflows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Segment {
-    offset: u64,
-    address: u64,
-    file_size: u64,
-    memory_size: u64,
+pub(super) struct Segment {
+    pub(super) offset: u64,
+    pub(super) address: u64,
+    pub(super) file_size: u64,
+    pub(super) memory_size: u64,
 }
 
 impl Segment {
@@ -242,24 +232,40 @@ impl Segment {
         GuestAddress(self.address)
     }
 
+    /// The segment of program header `index`, if its numbers agree.
+    pub(super) fn checked(self, index: usize) -> Result<Self, ElfError> {
+        let in_file = self.offset.checked_add(self.file_size);
+        let in_memory = self.address.checked_add(self.memory_size);
+        if in_file.is_none() || in_memory.is_none() || self.file_size > self.memory_size {
+            return Err(ElfError::Segment {
+                index,
+                offset: self.offset,
+                file_size: self.file_size,
+                memory_size: self.memory_size,
+                address: self.address,
+            });
+        }
+        Ok(self)
+    }
+
     fn file_end(&self) -> u64 {
         self.offset + self.file_size
     }
 
-    fn end(&self) -> u64 {
+    pub(super) fn end(&self) -> u64 {
         self.address + self.memory_size
     }
 }
 
 /// An ELF file's headers.
 #[derive(Debug)]
-struct Elf {
-    entry: u64,
-    segments: Vec<Segment>,
+pub(super) struct Elf {
+    pub(super) entry: u64,
+    pub(super) segments: Vec<Segment>,
     /// The address and the size of the notes.
-    notes: Option<(u64, u64)>,
+    pub(super) notes: Option<(u64, u64)>,
     /// The file up to the end of its program headers.
-    start: Vec<u8>,
+    pub(super) start: Vec<u8>,
 }
 
 impl Elf {
@@ -339,28 +345,44 @@ impl Elf {
         if u32::from_le_bytes(field(header, 0)) != 1 || segment.memory_size == 0 {
             return Ok(None);
         }
-        let in_file = segment.offset.checked_add(segment.file_size);
-        let in_memory = segment.address.checked_add(segment.memory_size);
-        if in_file.is_none() || in_memory.is_none() || segment.file_size > segment.memory_size {
-            return Err(ElfError::Segment {
-                index,
-                offset: segment.offset,
-                file_size: segment.file_size,
-                memory_size: segment.memory_size,
-                address: segment.address,
+        segment.checked(index).map(Some)
+    }
+
+    /// Loads the segments from the file that they are of, at `lowest_address` or above.
+    pub(super) fn load(
+        &self,
+        memory: &GuestMemoryMmap,
+        file: &mut File,
+        lowest_address: u64,
+    ) -> Result<Loaded, ElfError> {
+        let size = file
+            .seek(SeekFrom::End(0))
+            .map_err(|error| read_error("its header", 0, error))?;
+        if let Some(segment) = self.segments.iter().find(|s| s.file_end() > size) {
+            let end = segment.file_end();
+            return Err(ElfError::Truncated {
+                what: "a segment",
+                end,
             });
         }
-        Ok(Some(segment))
+        let loaded = self.check(memory, lowest_address)?;
+        for segment in &self.segments {
+            let end = segment.file_end();
+            let (address, offset) = (segment.address(), segment.offset);
+            read(memory, address, file, offset, segment.file_size)
+                .map_err(|error| read_error("a segment", end, error))?;
+        }
+        Ok(loaded)
     }
 
     /// Finds whether the kernel can be where it wants to be.
-    fn check(&self, memory: &GuestMemoryMmap) -> Result<Loaded, ElfError> {
+    fn check(&self, memory: &GuestMemoryMmap, lowest_address: u64) -> Result<Loaded, ElfError> {
         let mut segments = self.segments.clone();
         segments.sort_by_key(|segment| segment.address);
         let (Some(lowest), Some(highest)) = (segments.first(), segments.last()) else {
             return Err(ElfError::NoSegment);
         };
-        if lowest.address < layout::HIGH_MEMORY {
+        if lowest.address < lowest_address {
             return Err(ElfError::TooLow {
                 address: lowest.address,
             });
@@ -398,13 +420,13 @@ impl Elf {
 }
 
 /// `N` bytes of a header at `at`. Every caller's constant lies within the header's fixed size.
-fn field<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
+pub(super) fn field<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(&header[at..at + N]);
     bytes
 }
 
-fn read_error(what: &'static str, end: u64, error: io::Error) -> ElfError {
+pub(super) fn read_error(what: &'static str, end: u64, error: io::Error) -> ElfError {
     if error.kind() == io::ErrorKind::UnexpectedEof {
         ElfError::Truncated { what, end }
     } else {

@@ -105,6 +105,7 @@ mod tests {
                 initrd_addr_max,
                 ..setup_header::default()
             }),
+            is_multiboot: false,
         }
     }
 

@@ -11,6 +11,8 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::bzimage::{BzImage, BzImageError};
 use super::elf::{self, ElfError, Loaded};
+use super::elf32;
+use super::multiboot::{self, MultibootError};
 use super::unpack::{self, UnpackError, Unpacker};
 
 /// What is wrong with a kernel image.
@@ -43,6 +45,9 @@ pub enum KernelError {
     /// It is a bzImage whose payload cannot be unpacked.
     #[error("{0}")]
     Unpack(#[from] UnpackError),
+    /// It is a 32-bit ELF file that cannot be entered.
+    #[error("{0}")]
+    Multiboot(#[from] MultibootError),
     /// It is, or contains, an ELF file that cannot be loaded.
     #[error("{0}")]
     Elf(#[from] ElfError),
@@ -59,6 +64,8 @@ pub(super) struct Kernel {
     pub(super) header: Option<setup_header>,
     /// Where its notes are, and how many bytes.
     pub(super) notes: Option<(GuestAddress, u64)>,
+    /// Whether it is entered as a Multiboot kernel, and not by Linux' boot protocol.
+    pub(super) is_multiboot: bool,
 }
 
 /// Loads the kernel image at `path` to where it is linked.
@@ -76,6 +83,17 @@ pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, Kern
         .take(BzImage::START as u64)
         .read_to_end(&mut start)
         .map_err(KernelError::Read)?;
+    if elf32::recognises(&start) {
+        multiboot::check(&file)?;
+        let elf = elf32::load_file(memory, &mut file)?;
+        return Ok(Kernel {
+            entry: elf.entry,
+            end: elf.end,
+            header: None,
+            notes: None,
+            is_multiboot: true,
+        });
+    }
     if start.starts_with(&elf::MAGIC) {
         let elf = elf::load_file(memory, &mut file)?;
         return Ok(Kernel {
@@ -83,6 +101,7 @@ pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, Kern
             end: elf.end,
             header: None,
             notes: elf.notes,
+            is_multiboot: false,
         });
     }
     if !BzImage::recognises(&start) {
@@ -97,6 +116,7 @@ pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, Kern
         end: elf.end,
         header: Some(image.header),
         notes: elf.notes,
+        is_multiboot: false,
     })
 }
 

@@ -3,7 +3,8 @@
 //! The kernel is entered by the 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"): in long
 //! mode with paging on, RSI holding the address of the zero page. A bzImage is unpacked on the host and the ELF file
 //! inside it booted, so that one way leads into the guest and the guest does not decompress anything itself. An ELF
-//! file needs no Linux in it: whatever is linked for physical addresses from 1 MiB on is entered the same way.
+//! file needs no Linux in it: whatever is linked for physical addresses from 1 MiB on is entered the same way. A 32-bit ELF
+//! file is a Multiboot kernel, and entered as such: see [`multiboot`].
 //!
 //! Guest memory must be fresh (all zero): what is zero in the kernel is not written.
 
@@ -12,10 +13,12 @@ mod bzimage;
 mod cmdline;
 mod e820;
 mod elf;
+mod elf32;
 mod initrd;
 mod kernel;
 mod loading;
 mod memory;
+mod multiboot;
 mod paging;
 mod read;
 pub mod registers;
@@ -34,6 +37,7 @@ pub use elf::ElfError;
 pub use initrd::InitrdError;
 pub use kernel::KernelError;
 pub(crate) use loading::Loading;
+pub use multiboot::MultibootError;
 pub use unpack::{Compression, UnpackError, unpack};
 
 /// What to boot.
@@ -52,8 +56,23 @@ pub struct BootSource<'a> {
 pub struct Entry {
     /// The physical address of the first instruction.
     pub address: GuestAddress,
-    /// The physical address of the zero page, for RSI.
-    pub zero_page: GuestAddress,
+    /// How it is entered.
+    pub protocol: Protocol,
+}
+
+/// How a kernel is entered, and with what in its registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Linux' 64-bit boot protocol.
+    Linux64 {
+        /// The physical address of the zero page, for RSI.
+        zero_page: GuestAddress,
+    },
+    /// Multiboot: 32-bit protected mode without paging.
+    Multiboot {
+        /// The physical address of the Multiboot information, for EBX.
+        info: GuestAddress,
+    },
 }
 
 /// Why there is nothing to boot.
@@ -111,6 +130,7 @@ pub fn load(
 #[derive(Debug)]
 pub(crate) struct Images {
     kernel: Kernel,
+    path: PathBuf,
     initrd: Option<Initrd>,
 }
 
@@ -134,6 +154,7 @@ impl Images {
         Ok(Self {
             initrd: initrd.transpose()?,
             kernel,
+            path: kernel_path.to_owned(),
         })
     }
 
@@ -143,6 +164,11 @@ impl Images {
         build_id::find(memory, address, size)
     }
 
+    /// Whether the kernel is entered by Linux' boot protocol, and takes a command line as Linux does.
+    pub(crate) fn is_linux(&self) -> bool {
+        !self.kernel.is_multiboot
+    }
+
     /// Writes what the kernel is handed.
     pub(crate) fn write_boot_data(
         &self,
@@ -150,12 +176,20 @@ impl Images {
         cmdline: &str,
         rsdp: Option<GuestAddress>,
     ) -> Result<Entry, BootError> {
-        cmdline::write(memory, cmdline, &self.kernel)?;
+        cmdline::check(cmdline, &self.kernel)?;
+        if self.kernel.is_multiboot {
+            let info = multiboot::write(memory, &self.path, cmdline, self.initrd)?;
+            return Ok(Entry {
+                address: self.kernel.entry,
+                protocol: Protocol::Multiboot { info },
+            });
+        }
+        cmdline::write(memory, cmdline)?;
         let zero_page = zero_page::write(memory, &self.kernel, self.initrd, rsdp)?;
         paging::write(memory)?;
         Ok(Entry {
             address: self.kernel.entry,
-            zero_page,
+            protocol: Protocol::Linux64 { zero_page },
         })
     }
 }

@@ -5,8 +5,9 @@
 use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
-use super::Entry;
+use super::multiboot;
 use super::paging::GDT;
+use super::{Entry, Protocol};
 use crate::layout;
 
 const CODE_SELECTOR: u16 = 0x10;
@@ -39,8 +40,8 @@ pub struct RegistersError {
     pub error: kvm_ioctls::Error,
 }
 
-/// Makes `vcpu` begin at `entry`, as the 64-bit boot protocol has it: paging on, flat segments, interrupts off,
-/// RSI the zero page.
+/// Makes `vcpu` begin at `entry`, with interrupts off and flat segments: as the 64-bit boot protocol has it, with paging on
+/// and RSI the zero page; or as Multiboot has it (section 3.2), in 32-bit mode without paging, EBX the Multiboot information.
 ///
 /// # Errors
 ///
@@ -48,7 +49,10 @@ pub struct RegistersError {
 pub fn set(vcpu: &VcpuFd, entry: &Entry) -> Result<(), RegistersError> {
     let failed = |request| move |error| RegistersError { request, error };
     let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-    set_system(&mut sregs);
+    match entry.protocol {
+        Protocol::Linux64 { .. } => set_system(&mut sregs),
+        Protocol::Multiboot { .. } => set_system_32(&mut sregs),
+    }
     vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
     vcpu.set_regs(&general(entry))
         .map_err(failed("KVM_SET_REGS"))?;
@@ -61,14 +65,47 @@ pub fn set(vcpu: &VcpuFd, entry: &Entry) -> Result<(), RegistersError> {
 }
 
 fn general(entry: &Entry) -> kvm_regs {
-    kvm_regs {
+    let regs = kvm_regs {
         rip: entry.address.0,
-        rsi: entry.zero_page.0,
-        rsp: layout::BOOT_STACK,
-        rbp: layout::BOOT_STACK,
         rflags: RFLAGS_RESERVED,
         ..kvm_regs::default()
+    };
+    match entry.protocol {
+        Protocol::Linux64 { zero_page } => kvm_regs {
+            rsi: zero_page.0,
+            rsp: layout::BOOT_STACK,
+            rbp: layout::BOOT_STACK,
+            ..regs
+        },
+        // The stack is the kernel's own affair.
+        Protocol::Multiboot { info } => kvm_regs {
+            rax: multiboot::LOADER_MAGIC,
+            rbx: info.0,
+            ..regs
+        },
     }
+}
+
+/// Protected mode as at power-up of the rest: there is no descriptor table in memory, which the kernel must not rely on.
+fn set_system_32(sregs: &mut kvm_sregs) {
+    let data = segment(DATA_SELECTOR);
+    sregs.cs = kvm_segment {
+        l: 0,
+        db: 1,
+        ..segment(CODE_SELECTOR)
+    };
+    sregs.ds = data;
+    sregs.es = data;
+    sregs.fs = data;
+    sregs.gs = data;
+    sregs.ss = data;
+    sregs.tr = segment(TSS_SELECTOR);
+    sregs.gdt = kvm_dtable::default();
+    sregs.idt = kvm_dtable::default();
+    sregs.cr0 = CR0_PE | CR0_ET | CR0_NE;
+    sregs.cr3 = 0;
+    sregs.cr4 = 0;
+    sregs.efer = 0;
 }
 
 /// Leaves what is KVM's own, such as the APIC base.
@@ -159,9 +196,34 @@ mod tests {
         assert_eq!((sregs.gdt.base, sregs.gdt.limit), (layout::BOOT_GDT, 47));
         let regs = general(&Entry {
             address: GuestAddress(0x100_0000),
-            zero_page: GuestAddress(0x7000),
+            protocol: Protocol::Linux64 {
+                zero_page: GuestAddress(0x7000),
+            },
         });
         assert_eq!((regs.rip, regs.rsi, regs.rflags), (0x100_0000, 0x7000, 2));
         assert_eq!(regs.rsp % 16, 0);
+    }
+
+    #[test]
+    fn a_multiboot_kernel_starts_in_32_bit_mode_without_paging() {
+        let mut sregs = kvm_sregs::default();
+        set_system_32(&mut sregs);
+        assert_eq!((sregs.cr0, sregs.cr4, sregs.efer), (0x31, 0, 0));
+        assert_eq!(
+            (sregs.cs.l, sregs.cs.db, sregs.cs.limit),
+            (0, 1, 0xffff_ffff)
+        );
+        assert_eq!((sregs.ss.db, sregs.ss.limit), (1, 0xffff_ffff));
+        let regs = general(&Entry {
+            address: GuestAddress(0x40_0000),
+            protocol: Protocol::Multiboot {
+                info: GuestAddress(0x9_0000),
+            },
+        });
+        assert_eq!(
+            (regs.rip, regs.rax, regs.rbx),
+            (0x40_0000, 0x2bad_b002, 0x9_0000)
+        );
+        assert_eq!(regs.rflags, 2);
     }
 }

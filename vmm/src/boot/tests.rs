@@ -184,7 +184,8 @@ fn an_elf_file_is_loaded_where_it_is_linked() {
     let memory = memory(SIZE);
     let entry = load_into(&memory, &kernel()).unwrap();
     assert_eq!(entry.address, GuestAddress(MIB + 0x10));
-    assert_eq!(entry.zero_page, GuestAddress(0x7000));
+    let zero_page = GuestAddress(0x7000);
+    assert_eq!(entry.protocol, Protocol::Linux64 { zero_page });
     assert_loaded(&memory);
     let cmdline: [u8; 6] = memory.read_obj(GuestAddress(0x2_0000)).unwrap();
     assert_eq!(&cmdline, b"quiet\0");
@@ -401,7 +402,8 @@ fn a_bzimage_without_a_64_bit_entry_is_refused() {
 #[test]
 fn an_elf_file_of_another_kind_is_refused_by_the_value() {
     for (at, bytes, message) in [
-        (4, &[1u8][..], "not a 64-bit ELF file (class 1)"),
+        (4, &[3u8][..], "not a 64-bit ELF file (class 3)"),
+        (4, &[1], "without a Multiboot header"),
         (5, &[2], "not a little-endian ELF file (data encoding 2)"),
         (16, &[1, 0], "not an executable ELF file (type 1)"),
         (18, &[0xb7, 0], "not an ELF file for x86-64 (machine 183)"),

@@ -74,6 +74,7 @@ mod tests {
             end: 0x200_0000,
             header,
             notes: None,
+            is_multiboot: false,
         };
         let initrd = Initrd {
             address: GuestAddress(0x3ff_0000),

@@ -20,7 +20,8 @@ use msr_kvm::OnRefusal;
 /// Boots Linux under KVM with MSR accesses answered in userspace.
 ///
 /// Exit status: 0 when the guest switched itself off or rebooted, 1 for a fault of the guest or the host
-/// or a VM that was stopped, 2 for a command line or a configuration that is wrong.
+/// or a VM that was stopped, 2 for a command line or a configuration that is wrong. A guest that ends by
+/// --debug-exit gives its own.
 #[derive(Debug, Parser)]
 #[command(name = "msr-vmm", version)]
 pub struct Cli {
@@ -88,10 +89,10 @@ pub struct RunArgs {
     /// The CPU model that the configuration is laid over: the name of one that comes with the program, or a file [model].
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
-    /// The kernel: a bzImage or an ELF vmlinux [vm.kernel].
+    /// The kernel: a bzImage, an ELF vmlinux or a Multiboot kernel [vm.kernel].
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kernel: Option<PathBuf>,
-    /// The initrd [vm.initrd].
+    /// The initrd, or a Multiboot kernel's module [vm.initrd].
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub initrd: Option<PathBuf>,
     /// A disk, a raw image or a block device: PATH[,ro][,serial=TEXT]. Can be given several times;
@@ -113,6 +114,10 @@ pub struct RunArgs {
     /// An MSR filter to build on: linux-guest, kvm-pv-only, deny-writes, or a file [msr.profile].
     #[arg(long, value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
     pub profile: Option<PathBuf>,
+    /// Let the guest end with an exit status of its own: writing V to this I/O port gives (V << 1) | 1, as QEMU's
+    /// isa-debug-exit does [vm.debug_exit].
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    pub debug_exit: Option<u16>,
     /// How many seconds a guest may take to switch itself off after SIGTERM or SIGHUP [vm.grace].
     #[arg(long, value_name = "SECONDS")]
     pub grace: Option<u32>,
@@ -144,6 +149,15 @@ pub struct RunArgs {
     pub print_config: bool,
 }
 
+/// An I/O port, in hexadecimal with `0x` or in decimal.
+fn port(text: &str) -> Result<u16, String> {
+    let port = match text.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    port.map_err(|_| "an I/O port is a number from 0 to 0xffff, such as 0xf4".to_owned())
+}
+
 impl RunArgs {
     /// The configuration file with what the command line says put over it.
     pub(crate) fn config(&self) -> Result<Config, ConfigError> {
@@ -171,6 +185,9 @@ impl RunArgs {
         }
         if let Some(profile) = &self.profile {
             config.msr.profile = Some(profile.clone());
+        }
+        if self.debug_exit.is_some() {
+            vm.debug_exit = self.debug_exit;
         }
         if let Some(grace) = self.grace {
             vm.grace = grace;

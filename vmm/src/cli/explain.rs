@@ -6,7 +6,7 @@ use msr_filter::{DecidedBy, Verdict, names};
 use crate::cli::args::ExplainArgs;
 use crate::cli::{Failure, filter, print};
 use crate::config::Config;
-use msr_kvm::MsrPlan;
+use msr_kvm::{MsrPlan, RuleSource};
 
 /// Prints who answers a read and a write of an MSR.
 pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
@@ -42,7 +42,8 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
 /// Who answers, and the reasons in the order of the access's way.
 fn answer(plan: &MsrPlan, index: u32, access: Access) -> (String, Vec<String>) {
     let (verdict, range) = plan.filter.explain(index, access);
-    let mut why = vec![rule(plan, index, access), range_text(range, verdict)];
+    let mut why = rules(plan, index, access);
+    why.push(range_text(range, verdict));
     if verdict == Verdict::Allow {
         let unknown = refused(plan, ExitReason::Unknown);
         let invalid = refused(plan, ExitReason::Invalid);
@@ -69,20 +70,32 @@ fn answer(plan: &MsrPlan, index: u32, access: Access) -> (String, Vec<String>) {
     (who.into(), why)
 }
 
-/// Which rule decides.
-fn rule(plan: &MsrPlan, index: u32, access: Access) -> String {
-    let (verdict, decided) = plan.spec.explain(index, access);
-    match decided {
-        DecidedBy::Rule(number) => {
-            let (range, source) = (plan.spec.rules[number].range, &plan.sources[number]);
-            let reason = source
-                .reason()
-                .map_or(String::new(), |text| format!(" ({text})"));
-            format!("{source} says {verdict} for {range}{reason}")
-        }
-        DecidedBy::X2Apic => "an x2APIC MSR, which KVM never filters".into(),
-        _ => format!("no rule covers it; the default is {verdict}"),
+/// Which rules decide: a device's claim, or each layer's.
+fn rules(plan: &MsrPlan, index: u32, access: Access) -> Vec<String> {
+    if MsrRange::X2APIC.contains(index) {
+        return vec!["an x2APIC MSR, which KVM never filters".into()];
     }
+    let says = |source: &RuleSource, verdict, range: Option<MsrRange>| {
+        let range = range.map_or(String::new(), |range| format!(" for {range}"));
+        let reason = source
+            .reason()
+            .map_or(String::new(), |text| format!(" ({text})"));
+        format!("{source} says {verdict}{range}{reason}")
+    };
+    if let (verdict, DecidedBy::Rule(number)) = plan.spec.explain(index, access)
+        && let source @ RuleSource::Claim { .. } = &plan.sources[number]
+    {
+        return vec![says(source, verdict, Some(plan.spec.rules[number].range))];
+    }
+    let verdicts = plan.verdicts(index, access).into_iter();
+    verdicts
+        .map(|(verdict, source)| match &source {
+            RuleSource::Default { .. } => {
+                format!("no rule speaks of it, and {source} is {verdict}")
+            }
+            _ => says(&source, verdict, None),
+        })
+        .collect()
 }
 
 fn range_text(decided: DecidedBy, verdict: Verdict) -> String {

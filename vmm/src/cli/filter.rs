@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use msr_filter::{FilterConfig, MsrFilter, MsrRange, Warning, names};
+use msr_bus::{Access, CpuVendor};
+use msr_filter::{FilterConfig, FilterSpec, MsrFilter, MsrRange, Rule, Warning, names};
 use serde_json::json;
 
 use crate::cli::args::FilterArgs;
@@ -14,8 +15,8 @@ use msr_kvm::{MsrConfig, MsrPlan, MsrPlanBuilder, RuleSource};
 
 /// Prints a file's filter, or what changes from it to another file's.
 pub(crate) fn filter(args: &FilterArgs) -> Result<(), Failure> {
-    let plan = compile(&args.file)?;
-    let warnings = warnings(&plan);
+    let (plan, vendor) = compile(&args.file)?;
+    let warnings = warnings(&plan, vendor);
     let text = match &args.diff {
         None if args.json => {
             let mut json = serde_json::to_value(&plan.filter).map_err(Failure::fault)?;
@@ -23,14 +24,17 @@ pub(crate) fn filter(args: &FilterArgs) -> Result<(), Failure> {
             format!("{json}\n")
         }
         None => table(&plan.filter, &warnings),
-        Some(other) => diff(&plan.filter, &compile(other)?.filter, args.json),
+        Some(other) => diff(&plan.filter, &compile(other)?.0.filter, args.json),
     };
     print(&text)
 }
 
-/// A file's filter: a profile's, or that of a VM's configuration with its devices.
-fn compile(path: &Path) -> Result<MsrPlan, Failure> {
-    let config = match profile(path).map_err(Failure::usage)? {
+/// A file's filter: a profile's, or that of a VM's configuration with its devices. For the latter also whose CPU the guest is
+/// shown; a profile may be for any.
+fn compile(path: &Path) -> Result<(MsrPlan, Option<CpuVendor>), Failure> {
+    let profile = profile(path).map_err(Failure::usage)?;
+    let is_profile = profile.is_some();
+    let config = match profile {
         Some(filter) => Config {
             msr: MsrConfig {
                 filter,
@@ -40,7 +44,9 @@ fn compile(path: &Path) -> Result<MsrPlan, Failure> {
         },
         None => Config::from_file(path).map_err(Failure::usage)?,
     };
-    plan(&config).map_err(|failure| failure.in_config(path))
+    let plan = plan(&config).map_err(|failure| failure.in_config(path))?;
+    let vendor = config.cpu.cpu_identity().ok().map(|cpu| cpu.vendor);
+    Ok((plan, vendor.filter(|_| !is_profile)))
 }
 
 /// The plan of a configuration, without a VM.
@@ -77,28 +83,62 @@ fn profile(path: &Path) -> Result<Option<FilterConfig>, ConfigError> {
 }
 
 /// What in the rules is probably a mistake, by where the rules come from.
-fn warnings(plan: &MsrPlan) -> Vec<String> {
-    let warnings = plan.spec.warnings().into_iter();
-    warnings.filter_map(|w| warning(plan, w)).collect()
+fn warnings(plan: &MsrPlan, vendor: Option<CpuVendor>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    // Each layer on its own: that another has the last word on an MSR is no mistake in it. The configuration's own rules are
+    // written beside the devices, and models and profiles without knowing of them.
+    for layer in &plan.layers {
+        let mut rules: Vec<(Rule, String)> = Vec::new();
+        if layer.name.is_empty() {
+            let claims = plan.spec.rules.iter().zip(&plan.sources);
+            let claims = claims.filter(|(_, source)| matches!(source, RuleSource::Claim { .. }));
+            rules.extend(claims.map(|(rule, source)| (*rule, source.to_string())));
+        }
+        let own = layer.spec.rules.iter().copied();
+        rules.extend(own.zip(layer.sources.iter().map(ToString::to_string)));
+        let spec = FilterSpec {
+            default: layer.spec.default,
+            rules: rules.iter().map(|(rule, _)| *rule).collect(),
+        };
+        let told = spec.warnings().into_iter();
+        warnings.extend(told.filter_map(|warning| of_rule(&rules, warning)));
+    }
+    for lost in &plan.lost {
+        warnings.push(lost.to_string());
+    }
+    // What a device answers is not missing.
+    let unanswered = |missing: Vec<(u32, Access)>| -> Vec<(u32, Access)> {
+        let answered = |index: u32| plan.bus.device(index).is_some();
+        missing.into_iter().filter(|(i, _)| !answered(*i)).collect()
+    };
+    for warning in plan.spec.warnings() {
+        let warning = match warning {
+            Warning::LinuxNeeds { missing } => match unanswered(missing) {
+                missing if missing.is_empty() => continue,
+                missing => Warning::LinuxNeeds { missing },
+            },
+            Warning::LinuxNeedsOnIntel { missing } if vendor != Some(CpuVendor::Amd) => {
+                match unanswered(missing) {
+                    missing if missing.is_empty() => continue,
+                    missing => Warning::LinuxNeedsOnIntel { missing },
+                }
+            }
+            _ => continue,
+        };
+        warnings.push(warning.to_string());
+    }
+    warnings
 }
 
-fn warning(plan: &MsrPlan, warning: Warning) -> Option<String> {
-    let rule = |number: usize| {
-        format!(
-            "{} on {}",
-            plan.sources[number], plan.spec.rules[number].range
-        )
-    };
-    // A profile is written without knowing of devices, or of the user's own rules.
-    let profile = |number: usize| matches!(plan.sources[number], RuleSource::Profile { .. });
+/// A warning about one rule.
+fn of_rule(rules: &[(Rule, String)], warning: Warning) -> Option<String> {
+    let rule = |number: usize| format!("{} on {}", rules[number].1, rules[number].0.range);
     match warning {
-        Warning::Shadowed { rule: number, by } => (!profile(number) || profile(by)).then(|| {
-            format!(
-                "{} has no effect: what comes before decides all it speaks of, first {}",
-                rule(number),
-                rule(by)
-            )
-        }),
+        Warning::Shadowed { rule: number, by } => Some(format!(
+            "{} has no effect: what comes before decides all it speaks of, first {}",
+            rule(number),
+            rule(by)
+        )),
         Warning::X2Apic {
             rule: number,
             ignored,
@@ -110,13 +150,7 @@ fn warning(plan: &MsrPlan, warning: Warning) -> Option<String> {
             "{} has no effect: it is for no kind of access",
             rule(number)
         )),
-        Warning::LinuxNeeds { missing } => {
-            // What a device answers is not missing.
-            let answered = |index: u32| plan.bus.device(index).is_some();
-            let missing: Vec<_> = missing.into_iter().filter(|(i, _)| !answered(*i)).collect();
-            (!missing.is_empty()).then(|| Warning::LinuxNeeds { missing }.to_string())
-        }
-        other => Some(other.to_string()),
+        _ => None,
     }
 }
 

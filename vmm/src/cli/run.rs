@@ -88,6 +88,11 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
     }
     match reason {
         ShutdownReason::PowerOff | ShutdownReason::Reset => Ok(()),
+        ShutdownReason::DebugExit(status) => Err(Failure {
+            // What an exit status has room for, as with QEMU.
+            status: status as u8,
+            message: format!("the guest ended with status {status} by the debug-exit port"),
+        }),
         ShutdownReason::Stopped => Err(Failure::fault(
             "stopped before the guest switched itself off",
         )),

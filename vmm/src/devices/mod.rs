@@ -1,6 +1,7 @@
 //! The devices of the machine other than MSR devices.
 
 pub mod boot_timer;
+pub mod debug_exit;
 pub mod power;
 pub mod rtc;
 pub mod serial;

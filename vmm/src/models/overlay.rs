@@ -5,12 +5,22 @@ use toml::{Table, Value};
 
 /// Lays `config`, the keys of a configuration, over those of a `model`.
 ///
-/// A key of the configuration wins over the model's, and tables are laid over each other key by key. Lists are joined:
-/// filter rules with the configuration's first, because the first that matches decides; devices and features with the
-/// model's first, and so are bits of CPUID leaves; initial values, of which the configuration's replaces the model's for the
+/// The model's filter becomes a layer of its own, called `name`, so that the configuration's rules can narrow it and not
+/// widen it. Else a key of the configuration wins over the model's, and tables are laid over each other key by key. Lists
+/// are joined: layers with the configuration's first, devices and features with the model's first, and so are bits of CPUID leaves; initial values, of which the configuration's replaces the model's for the
 /// same MSR. A device of the same name and type as one of the model's (the name is the type unless given) is
 /// that device, with the configuration's keys laid over the model's.
-pub fn overlay(config: Table, model: Table) -> Table {
+pub fn overlay(config: Table, name: &str, mut model: Table) -> Table {
+    if let Some(Value::Table(msr)) = model.get_mut("msr")
+        && let Some(filter) = msr.remove("filter")
+    {
+        let mut layer = Table::new();
+        layer.insert("name".into(), name.into());
+        layer.insert("filter".into(), filter);
+        if let Value::Array(layers) = msr.entry("layer").or_insert(Value::Array(Vec::new())) {
+            layers.insert(0, Value::Table(layer));
+        }
+    }
     overlay_table("", config, model)
 }
 
@@ -29,9 +39,9 @@ fn overlay_table(path: &str, over: Table, mut under: Table) -> Table {
             ("msr.device", Some(Value::Array(below)), Value::Array(devices)) => {
                 Value::Array(overlay_devices(devices, below))
             }
-            ("msr.filter.rule", Some(Value::Array(below)), Value::Array(mut rules)) => {
-                rules.extend(below);
-                Value::Array(rules)
+            ("msr.layer", Some(Value::Array(below)), Value::Array(mut layers)) => {
+                layers.extend(below);
+                Value::Array(layers)
             }
             ("msr.initial", Some(Value::Array(below)), Value::Array(values)) => {
                 Value::Array(overlay_initial(values, below))

@@ -12,7 +12,9 @@ fn table(text: &str) -> toml::Table {
 }
 
 fn layered(config: &str, model: &str) -> Config {
-    overlay(table(config), table(model)).try_into().unwrap()
+    overlay(table(config), "model m", table(model))
+        .try_into()
+        .unwrap()
 }
 
 #[test]
@@ -33,17 +35,49 @@ fn the_configurations_keys_win_over_the_models() {
 }
 
 #[test]
-fn the_configurations_rules_are_tried_first() {
-    let rule =
-        |verdict| format!("[[msr.filter.rule]]\nmsrs = [\"IA32_PAT\"]\nverdict = \"{verdict}\"\n");
+fn a_configuration_narrows_its_models_filter_and_cannot_widen_it() {
+    let rule = |msr: &str, verdict| {
+        format!("[[msr.filter.rule]]\nmsrs = [\"{msr}\"]\nverdict = \"{verdict}\"\n")
+    };
     let config = layered(
-        &rule("deny"),
-        &("[msr.filter]\ndefault = \"deny\"\n".to_owned() + &rule("allow")),
+        &(rule("IA32_PAT", "deny") + &rule("0x4b564d00", "allow")),
+        &("[msr.filter]\ndefault = \"deny\"\n".to_owned()
+            + &rule("IA32_PAT", "allow")
+            + &rule("IA32_EFER", "allow")),
     );
-    let spec = FilterSpec::from(&config.msr.filter);
-    assert_eq!(spec.rules.len(), 2);
-    assert_eq!(spec.verdict(0x277, Access::READ), Verdict::Deny);
-    assert_eq!(spec.default, Verdict::Deny);
+    let plan = plan(&config, Topology::flat(1));
+    let verdict = |index| plan.spec.verdict(index, Access::READ);
+    assert_eq!(verdict(0x277), Verdict::Deny, "narrowed");
+    assert_eq!(verdict(0xc000_0080), Verdict::Allow);
+    assert_eq!(verdict(0x4b56_4d00), Verdict::Deny, "not widened");
+    assert_eq!(verdict(0x10), Verdict::Deny);
+    let lost: Vec<String> = plan.lost.iter().map(ToString::to_string).collect();
+    assert_eq!(lost.len(), 2, "{lost:#?}");
+    assert!(
+        lost[0].starts_with("model m, rule 1 allows 0x277"),
+        "{lost:#?}"
+    );
+    assert!(lost[1].starts_with("rule 2 allows 0x4b564d00"), "{lost:#?}");
+}
+
+#[test]
+fn a_profile_does_not_widen_a_model() {
+    for model in BuiltIn::all() {
+        let alone = plan(&built_in(model), Topology::flat(1));
+        for profile in ["linux-guest", "kvm-pv-only", "deny-writes"] {
+            let mut config = built_in(model);
+            config.msr.profile = Some(profile.into());
+            let both = plan(&config, Topology::flat(1));
+            for change in alone.filter.diff(&both.filter) {
+                assert_eq!(
+                    change.to,
+                    Verdict::Deny,
+                    "{} with {profile}: {change:?}",
+                    model.name
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -148,7 +182,11 @@ fn a_built_in_model_has_what_it_lists_and_nothing_else() {
     for model in BuiltIn::all() {
         let config = built_in(model);
         let plan = plan(&config, Topology::flat(2));
-        assert_eq!(config.msr.filter.default, Verdict::Deny);
+        let [layer] = config.msr.layers.as_slice() else {
+            panic!("{}: {:?}", model.name, config.msr.layers);
+        };
+        assert_eq!(layer.name, format!("model {}", model.name));
+        assert_eq!(layer.filter.default, Verdict::Deny);
         assert_eq!(
             plan.bus.fallback(),
             msr_bus::Fallback::uniform(msr_bus::Unclaimed::Fault),
@@ -165,16 +203,18 @@ fn a_built_in_model_has_what_it_lists_and_nothing_else() {
             );
             assert!(plan.bus.device(index).is_none(), "{}", model.name);
         }
-        for warning in FilterSpec::from(&config.msr.filter).warnings() {
+        for warning in FilterSpec::from(&layer.filter).warnings() {
             // What a device answers needs no rule, and AMD has no IA32_MISC_ENABLE.
-            let Warning::LinuxNeeds { missing } = &warning else {
-                panic!("{}: {warning}", model.name);
-            };
             let amd = config.cpu.vendor == Some(Vendor::AMD);
+            let missing = match &warning {
+                Warning::LinuxNeeds { missing } => missing,
+                Warning::LinuxNeedsOnIntel { .. } if amd => continue,
+                Warning::LinuxNeedsOnIntel { missing } => missing,
+                _ => panic!("{}: {warning}", model.name),
+            };
             for (index, _) in missing {
-                let answered = plan.bus.device(*index).is_some();
                 assert!(
-                    answered || amd && *index == 0x1a0,
+                    plan.bus.device(*index).is_some(),
                     "{}: {warning}",
                     model.name
                 );
