@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msr_bus::{Access, MsrBus, MsrEvent, MsrObserver};
-use msr_filter::names;
+use msr_filter::{fields, names};
 
 /// How many different MSRs one vCPU's table tells apart.
 const SLOTS: usize = 2048;
@@ -33,6 +33,9 @@ struct Slot {
     reads: AtomicU64,
     writes: AtomicU64,
     faults: AtomicU64,
+    /// Accesses that did not fault, and the value of the last of them.
+    answered: AtomicU64,
+    last: AtomicU64,
 }
 
 /// What was counted for one MSR.
@@ -44,6 +47,8 @@ pub struct Counts {
     pub writes: u64,
     /// Accesses of either kind that were answered with #GP.
     pub faults: u64,
+    /// The value read or written last without a fault, on the vCPU with the most such accesses where several did.
+    pub last: Option<u64>,
 }
 
 impl MsrStats {
@@ -61,6 +66,7 @@ impl MsrStats {
     /// What was counted so far, by MSR, over all vCPUs.
     pub fn counts(&self) -> BTreeMap<u32, Counts> {
         let mut counts: BTreeMap<u32, Counts> = BTreeMap::new();
+        let mut answers: BTreeMap<u32, u64> = BTreeMap::new();
         for slot in self.vcpus.iter().flat_map(|table| &table.slots) {
             // Keys are index + 1, so they fit.
             let Some(index) = slot.key.load(Ordering::Acquire).checked_sub(1) else {
@@ -70,6 +76,12 @@ impl MsrStats {
             count.reads += slot.reads.load(Ordering::Relaxed);
             count.writes += slot.writes.load(Ordering::Relaxed);
             count.faults += slot.faults.load(Ordering::Relaxed);
+            let answered = slot.answered.load(Ordering::Relaxed);
+            let most = answers.entry(index as u32).or_default();
+            if answered > *most {
+                *most = answered;
+                count.last = Some(slot.last.load(Ordering::Relaxed));
+            }
         }
         counts
     }
@@ -102,8 +114,12 @@ impl MsrObserver for MsrStats {
         } else {
             &slot.writes
         });
-        if event.outcome.is_err() {
-            bump(&slot.faults);
+        match event.outcome {
+            Ok(value) => {
+                slot.last.store(value, Ordering::Relaxed);
+                bump(&slot.answered);
+            }
+            Err(_) => bump(&slot.faults),
         }
     }
 }
@@ -152,6 +168,7 @@ impl fmt::Display for StatsTable<'_> {
                 reads,
                 writes,
                 faults,
+                last,
             },
         ) in counts
         {
@@ -164,6 +181,11 @@ impl fmt::Display for StatsTable<'_> {
                 f,
                 "{index:<#12x}{name:<36}{reads:>9}{writes:>9}{faults:>9}  {by}"
             )?;
+            if let Some(value) = last
+                && let Some(fields) = fields::decode(index, value)
+            {
+                writeln!(f, "{:12}last {value:#x}: {fields}", "")?;
+            }
         }
         match self.stats.dropped() {
             0 => Ok(()),

@@ -47,6 +47,11 @@ pub mod symbols;
 mod totals;
 mod write;
 
+#[cfg(any(feature = "perfetto", feature = "parquet"))]
+pub mod export;
+#[cfg(feature = "report")]
+pub mod report;
+
 pub use follow::Follower;
 pub use header::{Claim, Header, Host, Kernel, NotSeen, OBSERVER, Policy, PolicyRule};
 pub use note::Note;

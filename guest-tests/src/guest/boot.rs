@@ -210,6 +210,20 @@ impl Guest {
         self.argument(name).argument(value)
     }
 
+    /// Adds parameters to the kernel's command line.
+    #[must_use]
+    pub fn kernel_parameters(mut self, more: &str) -> Self {
+        let at = self
+            .arguments
+            .iter()
+            .position(|argument| argument == "--cmdline");
+        match at.and_then(|at| self.arguments.get_mut(at + 1)) {
+            Some(cmdline) => cmdline.push(format!(" {more}")),
+            None => return self.option("--cmdline", more),
+        }
+        self
+    }
+
     /// Adds an argument for `msr-vmm run`.
     #[must_use]
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {

@@ -11,6 +11,8 @@ use msr_filter::MsrRange;
 use crate::cli::import::ImportArgs;
 use crate::cli::models;
 use crate::cli::trace::{DecodeArgs, LearnArgs, TraceCommand};
+#[cfg(feature = "trace-tools")]
+use crate::cli::trace::{ReportArgs, TopArgs};
 use crate::config::{Config, ConfigError, MemorySize};
 use crate::cpu::OnUnoffered;
 use crate::devices::virtio::block::DiskConfig;
@@ -66,6 +68,12 @@ pub enum Command {
     Trace(TraceCommand),
     /// Make the profile that allows what guests were recorded to use, and denies everything else.
     Learn(LearnArgs),
+    /// Make one HTML page of a trace: what was accessed when, by whom, and the values of sensors.
+    #[cfg(feature = "trace-tools")]
+    Report(ReportArgs),
+    /// Show what a guest accesses now, from a trace that is being written.
+    #[cfg(feature = "trace-tools")]
+    Top(TopArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

@@ -1,7 +1,7 @@
 //! `msr-vmm explain`: who answers an MSR, and why.
 
 use msr_bus::{Access, ExitReason, MsrRange, Unclaimed};
-use msr_filter::{DecidedBy, Verdict, names};
+use msr_filter::{DecidedBy, Verdict, fields, names};
 
 use crate::cli::args::ExplainArgs;
 use crate::cli::{Failure, filter, print};
@@ -22,6 +22,21 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let index = range.first();
     let name = names::name(index).unwrap_or("(no name known)");
     let mut text = format!("MSR {index:#x} {name}\n");
+    if let Some(layout) = fields::layout(index) {
+        let fields = layout
+            .fields
+            .iter()
+            .map(|field| match field.high - field.low {
+                0 => format!("{} ({})", field.name, field.low),
+                _ => format!("{} ({}:{})", field.name, field.high, field.low),
+            });
+        let fields: Vec<String> = fields.collect();
+        text += &format!(
+            "  fields {}\n         - {}\n",
+            fields.join(" "),
+            layout.source
+        );
+    }
     if let Some(initial) = plan.initial.iter().find(|initial| initial.index == index) {
         text += &format!("  starts as {:#x}", initial.value);
         if initial.mask != u64::MAX {

@@ -121,6 +121,10 @@ pub fn main_with(own: impl IntoIterator<Item = DeviceModel>) -> ExitCode {
         Command::Decode(args) => trace::decode(&args),
         Command::Trace(command) => trace::trace(&command),
         Command::Learn(args) => trace::learn(&args),
+        #[cfg(feature = "trace-tools")]
+        Command::Report(args) => trace::report(&args),
+        #[cfg(feature = "trace-tools")]
+        Command::Top(args) => trace::top(&args),
         Command::Completions { shell } => print(&args::completions(shell)),
         Command::Man { folder } => args::man(&folder).map_err(Failure::fault),
     };

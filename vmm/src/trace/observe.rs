@@ -28,7 +28,7 @@ const RANGES: [(u32, u32); 3] = [
 ];
 
 /// What stays with KVM unless it is named.
-const STAYS: [(u32, u32, &str); 17] = [
+const STAYS: [(u32, u32, &str); 16] = [
     (0x10, 0x10, "the TSC goes on while an exit is handled"),
     (0x11, 0x12, "KVM's own: memory shared with the guest"),
     (0x1b, 0x1b, "the APIC's base takes effect at once"),
@@ -57,13 +57,8 @@ const STAYS: [(u32, u32, &str); 17] = [
         "speculation control must be quick",
     ),
     (
-        0x4000_0000,
-        0x4000_01ff,
-        "Hyper-V's: memory shared with the guest",
-    ),
-    (
         0x4b56_4d00,
-        0x4b56_4dff,
+        0x4b56_4d08,
         "KVM's own: memory shared with the guest",
     ),
 ];

@@ -28,19 +28,18 @@ fn killed() -> Result<(), Failed> {
     let folder = Folder::new()?;
     let path = folder.path("trace");
     let plan = Plan::new([Step::load_module("msr")]).ending(End::Idle);
-    let mut guest = Guest::new("", plan)?
+    let guest = Guest::new("", plan)?
         .option("--trace", &path)
         .argument("--observe")
         .start()?;
-    // In mid-boot: the kernel is past its MTRRs and not yet at its init.
+    // In mid-boot: a boot makes some thousand accesses that are seen.
     let started = Instant::now();
-    while std::fs::metadata(&path).map_or(0, |m| m.len()) < 16 << 10 {
+    while open(&path).map_or(0, |trace| trace.len()) < 200 {
         if started.elapsed() > Duration::from_secs(120) {
             return Err(format!("no trace: {}", guest.console()).into());
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    let _ = &mut guest;
     guest.kill()?;
     let mut trace = open(&path)?;
     assert_ne!(trace.ending(), Ending::Whole);
@@ -54,7 +53,7 @@ fn killed() -> Result<(), Failed> {
         span / 1_000_000,
         trace.ending()
     );
-    assert!(!seen.is_empty());
+    assert!(seen.len() >= 200);
     Ok(())
 }
 

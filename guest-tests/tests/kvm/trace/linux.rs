@@ -1,7 +1,7 @@
 //! Debian's boot, as Linux's own tracepoints in the guest saw it, and as the trace has it.
 
 use guest_tests::assets;
-use guest_tests::guest::{COMMAND_LINE, Folder, Guest, Plan, Report, Step, TracedMsr, digest};
+use guest_tests::guest::{Folder, Guest, Plan, Report, Step, TracedMsr, digest};
 use guest_tests::kernel::{Flavour, Release};
 use libtest_mimic::{Failed, Trial};
 use msr_trace::symbols::Symbols;
@@ -35,11 +35,9 @@ fn is_in_the_trace(flavour: Flavour, how: &str, cpus: u16) -> Result<(), Failed>
     let folder = Folder::new()?;
     let path = folder.path("trace");
     let plan = Plan::new([Step::TracedMsrs, Step::KallsymsDigest]);
-    let cmdline =
-        format!("{COMMAND_LINE} trace_event=msr:read_msr,msr:write_msr trace_buf_size=4M");
     let outcome = Guest::with_kernel(&kernel, "", plan)?
         .option("--cpus", cpus.to_string())
-        .option("--cmdline", cmdline)
+        .kernel_parameters("trace_event=msr:read_msr,msr:write_msr trace_buf_size=4M")
         .option("--trace", &path)
         .argument(how)
         .run()?;

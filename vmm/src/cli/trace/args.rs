@@ -25,9 +25,74 @@ pub struct DecodeArgs {
 pub enum TraceCommand {
     /// Print a trace's records, or counts of them.
     Show(Box<ShowArgs>),
+    /// Write a trace in a format of other programs: Perfetto or Parquet.
+    #[cfg(feature = "trace-tools")]
+    Export(ExportArgs),
     /// Record the MSR accesses that KVM answers for a VM of any VMM, from KVM's tracepoints. Ends with the VM, or by
     /// Ctrl-C.
     Record(RecordArgs),
+}
+
+/// What `msr-vmm trace export` takes.
+#[cfg(feature = "trace-tools")]
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The trace.
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// The file to write: .pftrace for Perfetto, .parquet for Parquet.
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// The format, where the file's name does not say it.
+    #[arg(long)]
+    pub format: Option<Format>,
+    #[command(flatten)]
+    pub(crate) symbols: SymbolArgs,
+}
+
+/// Formats of other programs.
+#[cfg(feature = "trace-tools")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Perfetto's protobuf.
+    Perfetto,
+    /// Apache Parquet.
+    Parquet,
+}
+
+#[cfg(feature = "trace-tools")]
+impl Format {
+    /// The format that a file's name says.
+    pub(crate) fn of(path: &std::path::Path) -> Option<Self> {
+        match path.extension()?.to_str()? {
+            "pftrace" | "perfetto-trace" => Some(Self::Perfetto),
+            "parquet" => Some(Self::Parquet),
+            _ => None,
+        }
+    }
+}
+
+/// What `msr-vmm report` takes.
+#[cfg(feature = "trace-tools")]
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The trace.
+    #[arg(value_name = "TRACE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// The page to write.
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub(crate) symbols: SymbolArgs,
+}
+
+/// What `msr-vmm top` takes.
+#[cfg(feature = "trace-tools")]
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// The trace, which `msr-vmm run --trace` writes meanwhile.
+    #[arg(value_name = "TRACE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
 }
 
 /// Where functions' names come from.

@@ -2,7 +2,11 @@
 
 mod args;
 mod decode;
+#[cfg(feature = "trace-tools")]
+mod export;
 mod learn;
+#[cfg(feature = "trace-tools")]
+mod live;
 mod record;
 mod recording;
 mod show;
@@ -13,8 +17,14 @@ pub use args::{
     DecodeArgs, KindArg, LearnArgs, OutcomeArg, RecordArgs, ShowArgs, SymbolArgs, TopBy,
     TraceCommand,
 };
+#[cfg(feature = "trace-tools")]
+pub use args::{ExportArgs, Format, ReportArgs, TopArgs};
 pub(crate) use decode::decode;
+#[cfg(feature = "trace-tools")]
+pub(crate) use export::report;
 pub(crate) use learn::learn;
+#[cfg(feature = "trace-tools")]
+pub(crate) use live::top;
 pub(crate) use recording::{RunTrace, TraceOptions};
 
 use std::path::Path;
@@ -27,6 +37,8 @@ use crate::cli::Failure;
 pub(crate) fn trace(command: &TraceCommand) -> Result<(), Failure> {
     match command {
         TraceCommand::Show(args) => show::show(args),
+        #[cfg(feature = "trace-tools")]
+        TraceCommand::Export(args) => export::export(args),
         TraceCommand::Record(args) => record::record(args),
     }
 }
