@@ -15,7 +15,7 @@ export MODULES := $(abspath $(MODULES))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel guests rootfs build demo test soak bench fuzz lint clean
+.PHONY: help setup kernel guests rootfs readers build demo test soak bench fuzz lint clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ guests: kernel ## Fetch the other kernels that guests boot, and the tools that t
 rootfs: setup ## Make a Debian root file system under target/, once
 	@resources/make-rootfs.sh
 
+readers: setup ## Fetch what reads exported traces back in the tests: Perfetto's schema and DuckDB, once
+	@resources/fetch-readers.sh
+
 # The guests' inits, msr-vmm and its library's examples, which the tests run as they are.
 build: setup ## Build everything
 	$(CARGO) build --workspace --bins --examples --profile $(PROFILE)
@@ -42,7 +45,7 @@ build: setup ## Build everything
 demo: kernel build ## Boot Debian's kernel with MSRs answered in userspace
 	@$(BUILT)/demo
 
-test: kernel guests rootfs build ## All tests; those that need KVM run nested where the host's cannot boot Linux
+test: kernel guests rootfs readers build ## All tests; those that need KVM run nested where the host's cannot boot Linux
 	$(CARGO) test --workspace --profile $(PROFILE)
 
 soak: guests build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM under a write load

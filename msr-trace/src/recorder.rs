@@ -69,6 +69,13 @@ impl Recorder {
         }
     }
 
+    /// How many records of a vCPU wait for the writer.
+    pub fn waiting(&self, vcpu: u16) -> usize {
+        self.vcpus
+            .get(usize::from(vcpu))
+            .map_or(0, |lane| lane.ring.len())
+    }
+
     /// Counts records of a vCPU that the kernel's tracing lost before they could be pushed.
     pub fn lost_in_kernel(&self, vcpu: u16, count: u64) {
         if let Some(lane) = self.vcpus.get(usize::from(vcpu)) {

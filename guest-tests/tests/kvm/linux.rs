@@ -151,7 +151,8 @@ fn statistics(stderr: &str) -> Vec<(u32, [u64; 3], String)> {
         .lines()
         .skip_while(|line| !line.starts_with("index "))
         .skip(1);
-    rows.map_while(|line| {
+    // Below some rows there is a line with the fields of the last value.
+    rows.filter_map(|line| {
         let mut words = line.split_whitespace();
         let index = u32::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
         let _name = words.next()?;

@@ -54,7 +54,13 @@ fn is_in_the_trace(flavour: Flavour, how: &str, cpus: u16) -> Result<(), Failed>
     let lstar = trace.lstar();
     assert_eq!(trace.total_lost(), 0, "{}", outcome.stderr);
     let seen = records(&mut trace)?;
-    let bytes = std::fs::metadata(&path)?.len();
+    // Without the header, whose length is at byte 12 (docs/trace-format.md).
+    let file = std::fs::read(&path)?;
+    let json = file
+        .get(12..16)
+        .and_then(|four| four.try_into().ok())
+        .map_or(0, u32::from_le_bytes);
+    let bytes = file.len() as u64 - 20 - u64::from(json);
     println!(
         "{} records, {:.1} bytes each",
         seen.len(),

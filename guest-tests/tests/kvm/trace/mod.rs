@@ -4,6 +4,7 @@ mod learn;
 mod life;
 mod linux;
 mod micro;
+mod page;
 
 use std::fs::File;
 use std::io::BufReader;
@@ -24,6 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         linux::trials(),
         learn::trials(),
         life::trials(),
+        page::trials(),
     ]
     .into_iter()
     .flatten()
