@@ -4,10 +4,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use msr_bus::Topology;
+use msr_bus::{Topology, VcpuId};
 use serde::{Deserialize, Serialize};
 
 use crate::cpu::CpuModel;
+use crate::cpu::topology::apic_id;
 use crate::devices::virtio::block::DiskConfig;
 use crate::models::{self, ModelError, ModelName};
 use msr_kvm::{MsrConfig, is_built_in_profile};
@@ -144,6 +145,21 @@ pub enum ConfigError {
     /// There is no kernel to boot.
     #[error("no kernel given: use --kernel FILE, or `kernel = \"FILE\"` under [vm] in the config")]
     NoKernel,
+    /// A vCPU's APIC id does not fit 8 bits.
+    #[error(
+        "vm.topology of {packages} packages x {cores} cores x {threads} threads has APIC ids up to {last}, and the highest is {APIC_ID_MAX}: \
+         each field of an APIC id is as wide as a power of two, so use powers of two, or fewer packages"
+    )]
+    ApicId {
+        /// Packages.
+        packages: u32,
+        /// Cores in each package.
+        cores: u32,
+        /// Threads in each core.
+        threads: u32,
+        /// The highest APIC id.
+        last: u32,
+    },
     /// The debug-exit port is another device's.
     #[error(
         "vm.debug_exit is {0:#x}, and the 4 ports from there on are not all free; from 0xf4 on they are"
@@ -171,8 +187,8 @@ pub enum ConfigError {
 /// The command line of a Linux kernel where none is given; other kernels get none.
 pub(crate) const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
 
-/// The most vCPUs a machine has. An APIC ID of 8 bits less the broadcast ID, rounded down to a power of two,
-/// leaves room for any topology.
+/// The most vCPUs a machine has: what 8-bit APIC ids less the broadcast ID leave, rounded down to a power of two. Where a topology's
+/// numbers are no powers of two its APIC ids have gaps, so that fewer may fit: see [`ConfigError::ApicId`].
 pub const MAX_CPUS: u32 = 128;
 
 impl Config {
@@ -298,13 +314,27 @@ impl VmConfig {
                 cpus,
             });
         }
-        Ok(Topology {
+        let topology = Topology {
             packages,
             cores,
             threads,
-        })
+        };
+        let last = apic_id(&topology, VcpuId(cpus - 1));
+        if last > APIC_ID_MAX {
+            return Err(ConfigError::ApicId {
+                packages,
+                cores,
+                threads,
+                last,
+            });
+        }
+        Ok(topology)
     }
 }
+
+/// The highest APIC id: of 8 bits, 255 is the broadcast (Intel SDM volume 3, "Local APIC ID"). The I/O APIC and MSI address no
+/// others without extended destination ids or interrupt remapping, and Linux leaves out CPUs that have them.
+const APIC_ID_MAX: u32 = 254;
 
 /// A size of memory in bytes. Written as a number of MiB (`512`) or with a unit (`"512M"`, `"2G"`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -392,6 +422,39 @@ mod tests {
         for text in ["", "0", "M", "-1", "1.5G", "1X", "1K", "99999999999999T"] {
             assert!(text.parse::<MemorySize>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn apic_ids_beyond_254_are_refused() {
+        let topology = |packages, cores, threads| {
+            let vm = VmConfig {
+                cpus: packages * cores * threads,
+                topology: Some(TopologyConfig {
+                    packages,
+                    cores,
+                    threads,
+                }),
+                ..VmConfig::default()
+            };
+            vm.topology()
+        };
+        // Three bits each for 5 cores and 5 threads.
+        let error = topology(5, 5, 5).unwrap_err();
+        assert!(
+            matches!(error, ConfigError::ApicId { last: 292, .. }),
+            "{error}"
+        );
+        assert!(
+            error
+                .to_string()
+                .contains("APIC ids up to 292, and the highest is 254")
+        );
+        assert!(topology(4, 5, 5).is_ok());
+        assert!(topology(2, 64, 1).is_ok());
+        assert!(topology(8, 8, 2).is_ok());
+        // 42 packages of 4 ids each, and 9 of 16.
+        assert!(topology(42, 1, 3).is_ok());
+        assert!(topology(9, 3, 4).is_ok());
     }
 
     #[test]
