@@ -65,10 +65,15 @@ fuzz: ## Run every fuzzer, or those of TARGETS=, for SECONDS= each; needs cargo-
 			-max_total_time=$(or $(SECONDS),60) -timeout=30 -rss_limit_mb=1024 -print_final_stats=1 || exit 1; \
 	done
 
-lint: ## Formatting, clippy, links of the documentation, the scripts (with shellcheck)
+lint: ## Formatting, clippy, links of the documentation, licences and sources of the dependencies, the scripts (with shellcheck)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny check licenses bans sources; \
+	else \
+		echo 'licences and sources of the dependencies are not checked: cargo install --locked cargo-deny'; \
+	fi
 	@command -v shellcheck >/dev/null || resources/setup.sh shellcheck
 	shellcheck resources/*.sh .ci/run
 

@@ -16,6 +16,7 @@ use crate::cpu::{ByEffect, Cpuid, HostCpu, OnUnoffered, Unoffered};
 use crate::devices::virtio;
 use crate::machine::{Machine, create_interrupt_controllers, virtio_devices};
 use crate::memory;
+use crate::sandbox::ThreadFilters;
 use crate::shutdown::shutdown_channel;
 use crate::timing::{BootEvent, BootTiming};
 use crate::vcpu::Vcpu;
@@ -33,6 +34,7 @@ pub struct VmBuilder {
     timing: Option<Arc<BootTiming>>,
     instruction_pointers: bool,
     at_stop: Option<AtStop>,
+    filters: ThreadFilters,
 }
 
 /// What a vCPU's thread does last; see [`VmBuilder::at_stop`].
@@ -50,6 +52,7 @@ impl VmBuilder {
             timing: None,
             instruction_pointers: false,
             at_stop: None,
+            filters: ThreadFilters::default(),
         }
     }
 
@@ -107,6 +110,14 @@ impl VmBuilder {
         self
     }
 
+    /// Sets the system-call filters that the VM's threads enter, each before it first does something for the guest; none
+    /// unless set. [`Sandbox::thread_filters`](crate::sandbox::Sandbox::thread_filters) makes them.
+    #[must_use]
+    pub fn thread_filters(mut self, filters: ThreadFilters) -> Self {
+        self.filters = filters;
+        self
+    }
+
     /// Builds the VM, up to its first instruction.
     ///
     /// # Errors
@@ -159,7 +170,7 @@ impl VmBuilder {
 
         let (shutdown, shutdown_receiver) =
             shutdown_channel().map_err(VmError::host("cannot make an eventfd"))?;
-        let virtio = virtio::attach(&vm, &memory, devices)?;
+        let virtio = virtio::attach(&vm, &memory, devices, &self.filters)?;
         let machine = Machine::new(
             &vm,
             &shutdown,
@@ -167,6 +178,7 @@ impl VmBuilder {
             virtio,
             config.vm.debug_exit,
             timing.clone(),
+            &self.filters,
         )?;
         mark(BootEvent::Devices);
 
@@ -242,6 +254,7 @@ impl VmBuilder {
             shutdown,
             shutdown_receiver,
             timing,
+            filters: self.filters,
         })
     }
 }

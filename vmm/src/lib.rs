@@ -51,6 +51,7 @@ mod machine;
 pub mod memory;
 pub mod models;
 mod running;
+pub mod sandbox;
 mod shutdown;
 mod timing;
 pub mod trace;

@@ -20,6 +20,7 @@ use crate::devices::virtio::block::{Block, DiskError};
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::{MmioDevice, Slot, VirtioDevice};
 use crate::layout;
+use crate::sandbox::ThreadFilters;
 use crate::shutdown::ShutdownSender;
 use crate::timing::{BootTiming, TimedOutput};
 use crate::vm::VmError;
@@ -40,6 +41,7 @@ impl Machine {
         virtio: Vec<Arc<MmioDevice>>,
         debug_exit: Option<u16>,
         timing: Option<Arc<BootTiming>>,
+        filters: &ThreadFilters,
     ) -> Result<Self, VmError> {
         let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
             .map_err(VmError::host("cannot make an eventfd"))?;
@@ -49,7 +51,8 @@ impl Machine {
             Some(timing) => Box::new(TimedOutput { output, timing }),
             None => output,
         };
-        let console = Console::new(irq, output).map_err(VmError::host("cannot make an eventfd"))?;
+        let console = Console::with_filters(irq, output, filters.clone())
+            .map_err(VmError::host("cannot make an eventfd"))?;
         let power = PowerManagement::new(vm.clone(), shutdown.clone());
 
         let mut io = IoManager::new();

@@ -75,6 +75,7 @@ fn region(config: &VmConfig, start: u64, length: u64) -> Result<GuestRegionMmap,
         .build()
         .map_err(|source| MemoryError::Map { size, hint, source })
         .inspect(prefer_huge_pages)
+        .inspect(keep_out_of_core_dumps)
         .and_then(|mapping| {
             GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(MemoryError::TooLarge(size))
         })
@@ -123,6 +124,12 @@ fn prefer_huge_pages(mapping: &MmapRegion) {
     // SAFETY: the range is mapped, and the advice changes nothing that can be seen in it. A kernel without
     // transparent huge pages refuses it, which is as good.
     unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
+}
+
+/// A core dump of the VMM is for those who look after the VMM; what the guest keeps in its memory is not for them.
+fn keep_out_of_core_dumps(mapping: &MmapRegion) {
+    // SAFETY: the range is mapped, and the advice changes nothing that can be seen in it.
+    unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_DONTDUMP) };
 }
 
 /// Gives the memory to the VM.

@@ -15,6 +15,7 @@ use crate::control::{Control, install_kick_handler, kick_signal};
 use crate::devices::power::PowerManagement;
 use crate::devices::serial::Console;
 use crate::devices::virtio::MmioDevice;
+use crate::sandbox::Role;
 use crate::shutdown::{ShutdownReason, ShutdownReceiver, ShutdownSender};
 use crate::timing::BootEvent;
 use crate::vcpu_report::VcpuReport;
@@ -60,12 +61,14 @@ impl RunningVm {
         for vcpu in vm.vcpus {
             let clock = running.msrs.clock().clone();
             let id = vcpu.id().0;
+            let filters = vm.filters.clone();
             // The others wait for the boot vCPU's first interrupt.
             let timing = vm.timing.clone().filter(|_| id == 0);
             let thread = thread::Builder::new()
                 .name(format!("vcpu{id}"))
                 .spawn(move || {
                     clock.register(VcpuId(id));
+                    filters.enter(Role::Vcpu);
                     if let Some(timing) = timing {
                         timing.mark(BootEvent::FirstRun);
                     }

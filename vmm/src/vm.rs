@@ -18,6 +18,7 @@ use crate::devices::virtio::block::DiskError;
 use crate::machine::Machine;
 use crate::memory::MemoryError;
 use crate::running::RunningVm;
+use crate::sandbox::ThreadFilters;
 use crate::shutdown::{ShutdownReceiver, ShutdownSender};
 use crate::timing::BootTiming;
 use crate::vcpu::Vcpu;
@@ -137,6 +138,7 @@ pub struct Vm {
     pub(crate) shutdown: ShutdownSender,
     pub(crate) shutdown_receiver: ShutdownReceiver,
     pub(crate) timing: Option<Arc<BootTiming>>,
+    pub(crate) filters: ThreadFilters,
 }
 
 impl Vm {

@@ -10,6 +10,7 @@ use msr_filter::MsrRange;
 
 use crate::cli::import::ImportArgs;
 use crate::cli::models;
+use crate::cli::sandbox::{SandboxArgs, SandboxCommand};
 use crate::cli::trace::{DecodeArgs, LearnArgs, TraceCommand};
 #[cfg(feature = "trace-tools")]
 use crate::cli::trace::{ReportArgs, TopArgs};
@@ -74,6 +75,12 @@ pub enum Command {
     /// Show what a guest accesses now, from a trace that is being written.
     #[cfg(feature = "trace-tools")]
     Top(TopArgs),
+    /// Tell what the sandbox leaves a VM.
+    Sandbox {
+        /// What to do.
+        #[command(subcommand)]
+        command: SandboxCommand,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -87,7 +94,7 @@ pub enum Command {
     },
 }
 
-/// What `msr-vmm run` takes. Everything but the outputs is also a key of the configuration file, and what is
+/// What `msr-vmm run` takes. Everything but the outputs and the sandbox is also a key of the configuration file, and what is
 /// given here wins.
 #[derive(Debug, Default, Args)]
 pub struct RunArgs {
@@ -155,6 +162,9 @@ pub struct RunArgs {
     /// Print the configuration that results from all of this, and boot nothing.
     #[arg(long)]
     pub print_config: bool,
+    /// What is taken from the process before the guest runs.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// An I/O port, in hexadecimal with `0x` or in decimal.

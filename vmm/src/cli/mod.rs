@@ -6,6 +6,7 @@ mod filter;
 mod import;
 mod input;
 mod run;
+mod sandbox;
 mod session;
 mod terminal;
 pub mod trace;
@@ -125,6 +126,7 @@ pub fn main_with(own: impl IntoIterator<Item = DeviceModel>) -> ExitCode {
         Command::Report(args) => trace::report(&args),
         #[cfg(feature = "trace-tools")]
         Command::Top(args) => trace::top(&args),
+        Command::Sandbox { command } => sandbox::command(&command),
         Command::Completions { shell } => print(&args::completions(shell)),
         Command::Man { folder } => args::man(&folder).map_err(Failure::fault),
     };

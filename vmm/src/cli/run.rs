@@ -11,6 +11,7 @@ use msr_bus::{MsrEvent, MsrObserver};
 use crate::cli::args::RunArgs;
 use crate::cli::trace::{RunTrace, TraceOptions};
 use crate::cli::{Failure, models, print, session};
+use crate::sandbox::Role;
 use crate::shutdown::ShutdownReason;
 use crate::timing::{BootEvent, BootTiming};
 use crate::vm::{Vm, VmError};
@@ -46,7 +47,10 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
             RunTrace::new(&options, &mut config)
         })
         .transpose()?;
-    let mut builder = Vm::builder(config).console_output(output);
+    let confined = args.confine(&config)?;
+    let mut builder = Vm::builder(config)
+        .console_output(output)
+        .thread_filters(confined.filters.clone());
     for model in models() {
         builder = builder.device_model(*model);
     }
@@ -72,7 +76,9 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
     if let Some(trace) = &mut trace {
         trace.start(&vm)?;
     }
+    confined.leave_host()?;
     let vm = vm.start().map_err(failure)?;
+    confined.filters.enter(Role::Main);
     let bus = vm.msr_bus().clone();
     let reason = session::serve(vm, terminal, signals, grace).map_err(Failure::fault)?;
     // The reason of the shutdown counts, whether or not anybody reads the tables.

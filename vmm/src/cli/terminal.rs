@@ -54,7 +54,8 @@ impl Drop for RawTerminal {
     }
 }
 
-fn restore() {
+/// Restores what was before raw mode. Nothing but system calls, so that a signal handler may call it.
+pub(crate) fn restore() {
     if let Some(original) = ORIGINAL.get() {
         // Without the terminal there is nothing to restore.
         let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &Termios::from(*original));

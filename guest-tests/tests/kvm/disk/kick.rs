@@ -40,7 +40,9 @@ pub(super) fn a_kick_does_not_leave_the_kernel() -> Result<(), Failed> {
         size: 0x1000,
         gsi: 16,
     };
-    let _device = MmioDevice::new(&vm, Arc::new(memory.clone()), slot, Box::new(Entropy))?;
+    let unfiltered = msr_vmm::sandbox::ThreadFilters::default();
+    let memory_of_device = Arc::new(memory.clone());
+    let _device = MmioDevice::new(&vm, memory_of_device, slot, Box::new(Entropy), &unfiltered)?;
 
     let mut vcpu = vm.create_vcpu(0)?;
     let mut segments = vcpu.get_sregs()?;

@@ -15,6 +15,7 @@ use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::sandbox::ThreadFilters;
 use output::{Feed, Output};
 
 // The registers and bits this file needs to know (16550D data sheet, section 8).
@@ -73,12 +74,21 @@ impl Console {
     ///
     /// Where the process is out of file descriptors or threads.
     pub fn new(irq: EventFd, output: Box<dyn Write + Send>) -> io::Result<Arc<Self>> {
+        Self::with_filters(irq, output, ThreadFilters::default())
+    }
+
+    /// The same, with the thread that writes under `filters`.
+    pub(crate) fn with_filters(
+        irq: EventFd,
+        output: Box<dyn Write + Send>,
+        filters: ThreadFilters,
+    ) -> io::Result<Arc<Self>> {
         let input_taken = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let events = InputTaken(input_taken.try_clone()?);
         let (queue, feed) = output::queue();
         let uart = Arc::new(Mutex::new(Serial::with_events(Irqfd(irq), events, feed)));
         let waiting = uart.clone();
-        queue.start(output, move || announce_room(&mut lock(&waiting)))?;
+        queue.start(output, filters, move || announce_room(&mut lock(&waiting)))?;
         Ok(Arc::new(Self {
             uart,
             output: queue,

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::control::{install_kick_handler, kick_signal};
+use crate::sandbox::{Role, ThreadFilters};
 
 /// The most that waits to be written, in bytes.
 const CAPACITY: usize = 64 << 10;
@@ -63,6 +64,7 @@ impl Output {
     pub(super) fn start(
         &self,
         writer: Box<dyn Write + Send>,
+        filters: ThreadFilters,
         room: impl Fn() + Send + 'static,
     ) -> io::Result<()> {
         // `close` interrupts a writer that is stuck in a system call.
@@ -70,7 +72,7 @@ impl Output {
         let queue = self.queue.clone();
         let thread = thread::Builder::new()
             .name("console".to_owned())
-            .spawn(move || queue.write_to(writer, room))?;
+            .spawn(move || queue.write_to(writer, &filters, room))?;
         *self.thread() = Some(thread);
         Ok(())
     }
@@ -139,11 +141,21 @@ impl Write for Feed {
 }
 
 impl Queue {
-    fn write_to(&self, mut writer: Box<dyn Write + Send>, room: impl Fn()) {
+    fn write_to(
+        &self,
+        mut writer: Box<dyn Write + Send>,
+        filters: &ThreadFilters,
+        room: impl Fn(),
+    ) {
         let finished = Finished(self);
+        let mut confined = false;
         let mut piece = Vec::with_capacity(256);
         let mut losing = false;
         while let Some(was_full) = self.take(&mut piece) {
+            // Not before the guest writes: until the VM starts, its process may still change.
+            if !std::mem::replace(&mut confined, true) {
+                filters.enter(Role::Console);
+            }
             if was_full {
                 room();
             }

@@ -7,6 +7,7 @@ use vm_memory::GuestMemoryMmap;
 use super::device::VirtioDevice;
 use super::mmio::MmioDevice;
 use super::slot::Slot;
+use crate::sandbox::ThreadFilters;
 
 /// Why a device cannot be put into a slot.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,14 @@ pub enum AttachError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
+    /// The host has no more threads.
+    #[error("{device}: cannot start its thread: {source}")]
+    Thread {
+        /// The device's name.
+        device: String,
+        /// What the host said.
+        source: io::Error,
+    },
     /// KVM refused a queue's notification.
     #[error(
         "{device}: KVM does not take the notification of queue {queue} at {address:#x}: {source}"
@@ -59,7 +68,7 @@ pub enum AttachError {
 }
 
 /// Puts `devices` into the slots of the machine `vm` in their order. The guest's first disk, `/dev/vda`,
-/// is the first disk among them.
+/// is the first disk among them. Their threads enter `filters`.
 ///
 /// # Errors
 ///
@@ -68,6 +77,7 @@ pub fn attach(
     vm: &VmFd,
     memory: &GuestMemoryMmap,
     devices: Vec<Box<dyn VirtioDevice>>,
+    filters: &ThreadFilters,
 ) -> Result<Vec<Arc<MmioDevice>>, AttachError> {
     if devices.len() > Slot::COUNT {
         return Err(AttachError::TooMany(devices.len()));
@@ -76,6 +86,6 @@ pub fn attach(
     let slots = (0..).map_while(Slot::new);
     slots
         .zip(devices)
-        .map(|(slot, device)| MmioDevice::new(vm, memory.clone(), slot, device))
+        .map(|(slot, device)| MmioDevice::new(vm, memory.clone(), slot, device, filters))
         .collect()
 }

@@ -1,6 +1,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
     VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
@@ -22,6 +23,8 @@ use super::device::VirtioDevice;
 use super::notifier::Notifier;
 use super::slot::Slot;
 use super::transport::{Area, Half, Transport};
+use super::worker::Worker;
+use crate::sandbox::{Role, ThreadFilters};
 
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -56,8 +59,9 @@ impl MmioDevice {
         mem: Arc<GuestMemoryMmap>,
         slot: Slot,
         device: Box<dyn VirtioDevice>,
+        filters: &ThreadFilters,
     ) -> Result<Arc<Self>, AttachError> {
-        let this = Self::detached(mem, slot, device)?;
+        let this = Self::with_filters(mem, slot, device, filters)?;
         this.register(vm)?;
         Ok(Arc::new(this))
     }
@@ -73,6 +77,15 @@ impl MmioDevice {
         slot: Slot,
         device: Box<dyn VirtioDevice>,
     ) -> Result<Self, AttachError> {
+        Self::with_filters(mem, slot, device, &ThreadFilters::default())
+    }
+
+    fn with_filters(
+        mem: Arc<GuestMemoryMmap>,
+        slot: Slot,
+        device: Box<dyn VirtioDevice>,
+        filters: &ThreadFilters,
+    ) -> Result<Self, AttachError> {
         let name = device.name().to_owned();
         let event_error = |source| AttachError::Event {
             device: name.clone(),
@@ -86,9 +99,23 @@ impl MmioDevice {
         let notifier = Arc::new(Notifier::new().map_err(event_error)?);
         let device_type = device.device_type();
         let sizes = device.queue_sizes().to_vec();
+        let role = match device_type {
+            VIRTIO_ID_BLOCK => Role::Block,
+            _ => Role::Entropy,
+        };
+        let worker = Worker::new(
+            &format!("virtio-{}", slot.index),
+            sizes.len(),
+            role,
+            filters.clone(),
+        );
+        let worker = worker.map_err(|source| AttachError::Thread {
+            device: name.clone(),
+            source,
+        })?;
         let transport = Transport::new(
             device,
-            format!("virtio-{}", slot.index),
+            worker,
             mem,
             Arc::clone(&kicks),
             Arc::clone(&notifier),

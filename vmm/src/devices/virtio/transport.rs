@@ -56,9 +56,8 @@ pub(super) struct Transport {
     queues: Vec<Queue>,
     /// Kept from pause to resume.
     handler: Option<Box<dyn QueueHandler>>,
-    worker: Option<Worker>,
+    worker: Worker,
     paused: bool,
-    thread_name: String,
     mem: Arc<GuestMemoryMmap>,
     kicks: Arc<[EventFd]>,
     notifier: Arc<Notifier>,
@@ -68,7 +67,7 @@ pub(super) struct Transport {
 impl Transport {
     pub(super) fn new(
         device: Box<dyn VirtioDevice>,
-        thread_name: String,
+        worker: Worker,
         mem: Arc<GuestMemoryMmap>,
         kicks: Arc<[EventFd]>,
         notifier: Arc<Notifier>,
@@ -86,9 +85,8 @@ impl Transport {
             driver_features: 0,
             queues,
             handler: None,
-            worker: None,
+            worker,
             paused: false,
-            thread_name,
             mem,
             kicks,
             notifier,
@@ -309,23 +307,20 @@ impl Transport {
                     handler,
                     Arc::clone(&self.notifier),
                 );
-                Worker::start(&self.thread_name, service)
+                self.worker.start(service)
             });
-        match started {
-            Ok(worker) => self.worker = Some(worker),
-            Err(error) => {
-                self.driver_log.log(format_args!("cannot start: {error}"));
-                self.notifier.needs_reset();
-            }
+        if let Err(error) = started {
+            self.driver_log.log(format_args!("cannot start: {error}"));
+            self.notifier.needs_reset();
         }
     }
 
     /// Stops the worker and takes its queues and its handler back.
     fn stop_worker(&mut self) {
-        let Some(worker) = self.worker.take() else {
+        if !self.worker.is_working() {
             return;
-        };
-        if let Some(service) = worker.stop() {
+        }
+        if let Some(service) = self.worker.stop() {
             self.queues = service.queues;
             self.handler = Some(service.handler);
         } else {

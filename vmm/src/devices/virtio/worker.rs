@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
@@ -13,11 +14,17 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{DriverLog, QueueHandler, Served};
 use super::notifier::Notifier;
+use crate::sandbox::{Role, ThreadFilters};
 
-/// A running device: everything in `Service` is the thread's until the worker is stopped.
+/// A device's thread, which lives as long as the device does: a vCPU thread, whose registers start and stop the work,
+/// need not be allowed to create threads.
 pub(super) struct Worker {
     stop: Arc<Stop>,
-    thread: Option<JoinHandle<Service>>,
+    /// Dropped to end the thread.
+    work: Option<Sender<Service>>,
+    done: Receiver<Service>,
+    working: bool,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// How a worker is told to stop: the flag for requests that take long, the event for the wait.
@@ -28,76 +35,126 @@ struct Stop {
 }
 
 impl Worker {
-    /// Starts a thread called `name` that serves what is in the queues now, and then after each
-    /// kick.
-    pub(super) fn start(name: &str, mut service: Service) -> io::Result<Self> {
+    /// Starts a thread called `name` for a device of so many queues. It has nothing to do yet.
+    pub(super) fn new(
+        name: &str,
+        queues: usize,
+        role: Role,
+        filters: ThreadFilters,
+    ) -> io::Result<Self> {
         let stop = Arc::new(Stop {
             flag: AtomicBool::new(false),
             event: EventFd::new(EFD_NONBLOCK)?,
         });
-        service.stop = Some(Arc::clone(&stop));
         // One event for each queue and one to stop.
-        let mut events =
-            EventManager::new_with_capacity(service.queues.len() + 1).map_err(io::Error::other)?;
+        let mut events = EventManager::new_with_capacity(queues + 1).map_err(io::Error::other)?;
+        let (work, to_do) = channel::<Service>();
+        let (give_back, done) = channel();
+        let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
                 block_signals();
-                service.serve_all();
-                let id = events.add_subscriber(service);
-                loop {
-                    let running = events.subscriber_mut(id).is_ok_and(|s| !s.stopping());
-                    if !running {
-                        break;
+                let mut confined = false;
+                while let Ok(mut service) = to_do.recv() {
+                    // Not before there is work: until the VM starts, its process may still change.
+                    if !std::mem::replace(&mut confined, true) {
+                        filters.enter(role);
                     }
-                    if let Err(error) = events.run() {
-                        log::error!("a virtio device cannot wait for its driver: {error}");
-                        break;
+                    service.stop = Some(Arc::clone(&stopped));
+                    let Some(mut service) = serve(service, &mut events) else {
+                        return;
+                    };
+                    service.stop = None;
+                    // The one who said stop waits for the service before anything else is said.
+                    let _ = stopped.event.read();
+                    stopped.flag.store(false, Ordering::Release);
+                    if give_back.send(service).is_err() {
+                        return;
                     }
                 }
-                let Ok(service) = events.remove_subscriber(id) else {
-                    unreachable!("nothing else removes the subscriber");
-                };
-                service
             })?;
         Ok(Self {
             stop,
+            work: Some(work),
+            done,
+            working: false,
             thread: Some(thread),
         })
     }
 
-    /// Stops the thread and returns what it was given, its queues as they are now; nothing if it
-    /// panicked.
+    /// Has the thread serve what is in the queues now, and then after each kick.
     ///
-    /// A request that takes long is abandoned and stays in the queue.
-    pub(super) fn stop(mut self) -> Option<Service> {
-        self.join()
+    /// # Errors
+    ///
+    /// Where the thread has panicked.
+    pub(super) fn start(&mut self, service: Service) -> io::Result<()> {
+        let gone = || io::Error::other("the device's thread is gone");
+        let work = self.work.as_ref().ok_or_else(gone)?;
+        work.send(service).map_err(|_| gone())?;
+        self.working = true;
+        Ok(())
     }
 
-    fn join(&mut self) -> Option<Service> {
-        let thread = self.thread.take()?;
+    /// Whether the thread has something to do.
+    pub(super) fn is_working(&self) -> bool {
+        self.working
+    }
+
+    /// Stops the work and returns what the thread was given, its queues as they are now; nothing if
+    /// it panicked.
+    ///
+    /// A request that takes long is abandoned and stays in the queue.
+    pub(super) fn stop(&mut self) -> Option<Service> {
+        self.working = false;
+        self.tell_stop();
+        self.done.recv().ok()
+    }
+
+    fn tell_stop(&self) {
         self.stop.flag.store(true, Ordering::Release);
         // It fails only if the count overflows, which takes more than one write.
         let _ = self.stop.event.write(1);
-        let mut service = thread.join().ok()?;
-        service.stop = None;
-        Some(service)
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.join();
+        self.work = None;
+        self.tell_stop();
+        if let Some(thread) = self.thread.take() {
+            // Its panic was reported when it happened.
+            let _ = thread.join();
+        }
     }
+}
+
+/// Serves until the service is told to stop, and returns it.
+fn serve(mut service: Service, events: &mut EventManager<Service>) -> Option<Service> {
+    service.serve_all();
+    let id = events.add_subscriber(service);
+    loop {
+        let running = events.subscriber_mut(id).is_ok_and(|s| !s.stopping());
+        if !running {
+            break;
+        }
+        if let Err(error) = events.run() {
+            log::error!("a virtio device cannot wait for its driver: {error}");
+            break;
+        }
+    }
+    events.remove_subscriber(id).ok()
 }
 
 /// Signals are for the threads that wait for them; this one may have been started by any.
 fn block_signals() {
-    // SAFETY: an all-zero sigset_t is a valid value, sigfillset writes only to it, and
+    // SAFETY: an all-zero sigset_t is a valid value, sigfillset and sigdelset write only to it, and
     // pthread_sigmask reads it and changes the calling thread's mask alone.
     unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
+        // What the thread itself causes must reach its handler; where it is blocked, the kernel kills at once.
+        libc::sigdelset(&raw mut all, libc::SIGSYS);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
     }
 }
