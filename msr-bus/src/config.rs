@@ -1,5 +1,6 @@
 //! Values as a configuration writes them.
 
+#[cfg(feature = "config")]
 use std::borrow::Cow;
 use std::fmt;
 
@@ -59,6 +60,7 @@ impl Serialize for U64 {
     }
 }
 
+#[cfg(feature = "config")]
 impl schemars::JsonSchema for U64 {
     fn schema_name() -> Cow<'static, str> {
         "u64".into()

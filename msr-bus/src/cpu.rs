@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 /// The vendor of the CPU that CPUID shows the guest. MSRs are the vendor's: the same index may be
 /// another register at another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum CpuVendor {
     /// `GenuineIntel`.

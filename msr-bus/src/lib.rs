@@ -43,9 +43,12 @@ mod device;
 pub mod devices;
 mod fallback;
 mod filter;
+#[cfg(feature = "config")]
 mod keys;
 mod lookup;
+mod model;
 mod observer;
+#[cfg(feature = "config")]
 mod registry;
 mod state;
 mod syscalls;
@@ -61,14 +64,17 @@ pub use cpu::{CpuIdentity, CpuVendor};
 pub use device::MsrDevice;
 pub use fallback::{Fallback, Unclaimed};
 pub use filter::Contradiction;
+#[cfg(feature = "config")]
 pub use keys::Key;
+pub use model::{DeviceContext, Model};
 pub use msr_filter::{Access, MsrRange};
 pub use observer::{AnsweredBy, MsrEvent, MsrObserver};
-pub use registry::{ConfigError, DeviceConfig, DeviceContext, DeviceModel, Model};
+#[cfg(feature = "config")]
+pub use registry::{ConfigError, DeviceConfig, DeviceModel};
 pub use state::{BusState, DeviceState, RestoreError};
 pub use syscalls::Syscall;
 /// The README's example, compiled and run with the documentation's.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "config"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 

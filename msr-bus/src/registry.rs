@@ -8,53 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::{CpuClock, CpuIdentity, Key, MsrDevice, Syscall, Topology, devices, keys};
-
-/// A device that a configuration can ask for by its type.
-///
-/// [`Config`](Self::Config) is the one definition of the model's keys: what a configuration may say, the defaults, and
-/// (its doc comments) what `msr-vmm devices` prints.
-pub trait Model: MsrDevice + Sized + 'static {
-    /// What a configuration writes as `type`.
-    const TYPE: &'static str;
-
-    /// What the model is, in one line.
-    const SUMMARY: &'static str;
-
-    /// The system calls that reads and writes make on a vCPU's thread, for a VMM's seccomp filter. Messages that a device
-    /// logs are the logger's affair.
-    const SYSCALLS: &'static [Syscall] = &[];
-
-    /// The keys; `#[serde(deny_unknown_fields)]` and doc comments that say the units.
-    type Config: DeserializeOwned + JsonSchema;
-
-    /// Makes the device, to be called `name`.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with the configuration and what would be right.
-    fn build(name: String, config: Self::Config, context: &DeviceContext) -> Result<Self, String>;
-}
-
-/// What a device may know of the machine it is built for.
-#[derive(Clone)]
-pub struct DeviceContext {
-    /// The guest's topology.
-    pub topology: Topology,
-    /// Who the guest's CPU says it is.
-    pub cpu: CpuIdentity,
-    /// Time and CPU time.
-    pub clock: Arc<dyn CpuClock>,
-}
-
-impl fmt::Debug for DeviceContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeviceContext")
-            .field("topology", &self.topology)
-            .field("cpu", &self.cpu)
-            .finish_non_exhaustive()
-    }
-}
+use crate::{DeviceContext, Key, Model, MsrDevice, Syscall, devices, keys};
 
 /// A device as a configuration describes it: `type`, optionally `name`, and the model's own keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -142,7 +96,10 @@ pub struct DeviceModel {
 
 impl DeviceModel {
     /// The entry for `M`.
-    pub const fn of<M: Model>() -> Self {
+    pub const fn of<M: Model>() -> Self
+    where
+        M::Config: DeserializeOwned + JsonSchema,
+    {
         Self {
             name: M::TYPE,
             summary: M::SUMMARY,
@@ -250,7 +207,10 @@ fn build<M: Model>(
     name: String,
     keys: toml::Table,
     context: &DeviceContext,
-) -> Result<Arc<dyn MsrDevice>, ConfigError> {
+) -> Result<Arc<dyn MsrDevice>, ConfigError>
+where
+    M::Config: DeserializeOwned,
+{
     let config = serde_path_to_error::deserialize(toml::Value::Table(keys)).map_err(|error| {
         let key = error.path().to_string();
         ConfigError::Value {

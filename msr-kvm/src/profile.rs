@@ -7,18 +7,9 @@ use msr_filter::FilterConfig;
 
 /// The profiles that come with the VMM.
 const BUILT_IN: [(&str, &str); 3] = [
-    (
-        "linux-guest",
-        include_str!("../../resources/profiles/linux-guest.toml"),
-    ),
-    (
-        "kvm-pv-only",
-        include_str!("../../resources/profiles/kvm-pv-only.toml"),
-    ),
-    (
-        "deny-writes",
-        include_str!("../../resources/profiles/deny-writes.toml"),
-    ),
+    ("linux-guest", include_str!("../profiles/linux-guest.toml")),
+    ("kvm-pv-only", include_str!("../profiles/kvm-pv-only.toml")),
+    ("deny-writes", include_str!("../profiles/deny-writes.toml")),
 ];
 
 /// A profile that cannot be had.

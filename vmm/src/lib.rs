@@ -67,3 +67,8 @@ pub use shutdown::{ShutdownReason, ShutdownSender};
 pub use timing::{BootEvent, BootTiming};
 pub use vcpu_report::{Activity, VcpuReport};
 pub use vm::{Vm, VmError};
+
+/// The README's examples, compiled with the documentation's.
+#[cfg(all(doctest, feature = "cli"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

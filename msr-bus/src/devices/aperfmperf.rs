@@ -13,7 +13,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msr_filter::MsrRange;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::monotonic_clock::{ClockState, MonotonicClock};
@@ -31,7 +30,8 @@ const APERF_READ_ONLY: u32 = 0xc000_00e8; // APerfReadOnly
 const VERSION: u32 = 1;
 
 /// The keys of a `[[msr.device]]` with `type = "aperfmperf"`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The frequency at which MPERF counts, in MHz to a thousandth: that of the guest's TSC, which it is unless given.
@@ -48,7 +48,8 @@ pub struct Config {
 }
 
 /// When MPERF counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Mperf {
     /// While the vCPU's thread has a CPU.

@@ -7,17 +7,17 @@
 //! `IA32_UCODE_REV`). That is why nothing is written unless the configuration says so.
 
 use msr_filter::MsrRange;
-use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{DeviceContext, GeneralProtection, Model, MsrAccess, MsrDevice, Syscall, U64};
 
 /// The keys of a `[[msr.device]]` with `type = "forward"`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The MSRs, each by index, name or range.
-    #[schemars(with = "Vec<String>")]
+    #[cfg_attr(feature = "config", schemars(with = "Vec<String>"))]
     pub msrs: Vec<MsrRange>,
     /// Bits that read as 0 whatever KVM has.
     #[serde(default)]
@@ -34,7 +34,8 @@ pub struct Config {
 }
 
 /// What a write does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Write {
     /// The write is #GP.

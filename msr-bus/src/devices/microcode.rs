@@ -28,7 +28,6 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use msr_filter::MsrRange;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -52,7 +51,8 @@ const PATCH_LOADER: u32 = 0xc001_0020;
 const PAGE: u32 = 4096;
 
 /// The keys of a `[[msr.device]]` with `type = "microcode"`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Whose registers and update format: "intel" or "amd". The vendor of the guest's CPU unless given.

@@ -2,6 +2,7 @@
 //!
 //! To add one: write a file here, with [`scratch`] as the example, and put its line into `MODELS`.
 
+#[cfg(feature = "config")]
 use crate::DeviceModel;
 
 pub mod aperfmperf;
@@ -21,6 +22,7 @@ pub mod table;
 pub mod thermal;
 
 /// The registered models.
+#[cfg(feature = "config")]
 pub(crate) static MODELS: &[DeviceModel] = &[
     DeviceModel::of::<aperfmperf::AperfMperf>(),
     DeviceModel::of::<forward::Forward>(),

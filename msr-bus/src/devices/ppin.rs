@@ -19,7 +19,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msr_filter::MsrRange;
-use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -31,7 +30,8 @@ const LOCK_OUT: u64 = 1;
 const ENABLE: u64 = 1 << 1;
 
 /// The keys of a `[[msr.device]]` with `type = "ppin"`.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Whose registers: "intel" or "amd". The vendor of the guest's CPU unless given.

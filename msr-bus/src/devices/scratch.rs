@@ -6,7 +6,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msr_filter::MsrRange;
-use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -15,11 +14,12 @@ use crate::{
 };
 
 /// The keys of a `[[msr.device]]` with `type = "scratch"`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The register's MSR index or name.
-    #[schemars(with = "String")]
+    #[cfg_attr(feature = "config", schemars(with = "String"))]
     pub msr: MsrRange,
     /// The value after reset.
     #[serde(default)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Topology;
 use crate::testing::context;
 
 fn build(text: &str) -> Result<Arc<dyn MsrDevice>, String> {

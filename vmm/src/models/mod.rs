@@ -34,15 +34,15 @@ pub struct BuiltIn {
 const BUILT_IN: &[BuiltIn] = &[
     BuiltIn {
         name: "haswell-client",
-        text: include_str!("../../../resources/models/haswell-client.toml"),
+        text: include_str!("../../models/haswell-client.toml"),
     },
     BuiltIn {
         name: "icelake-server",
-        text: include_str!("../../../resources/models/icelake-server.toml"),
+        text: include_str!("../../models/icelake-server.toml"),
     },
     BuiltIn {
         name: "zen3-server",
-        text: include_str!("../../../resources/models/zen3-server.toml"),
+        text: include_str!("../../models/zen3-server.toml"),
     },
 ];
 

@@ -13,7 +13,6 @@ mod tests;
 use std::sync::Arc;
 
 use msr_filter::MsrRange;
-use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub use self::host_msrs::{DevCpu, HostMsrs};
@@ -21,7 +20,8 @@ use super::host;
 use crate::{DeviceContext, GeneralProtection, Model, MsrAccess, MsrDevice, Syscall};
 
 /// The keys of a `[[msr.device]]` with `type = "passthrough"`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The registers, each a table of its own: `[[msr.device.register]]`.
@@ -29,11 +29,12 @@ pub struct Config {
 }
 
 /// Registers of the host.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RegisterConfig {
     /// The MSR's index or name, or a range of them.
-    #[schemars(with = "String")]
+    #[cfg_attr(feature = "config", schemars(with = "String"))]
     pub msr: MsrRange,
     /// The host's CPU that is read. Unless given, the one that the vCPU's thread runs on.
     pub cpu: Option<u32>,

@@ -1,12 +1,12 @@
 //! The keys, and what they amount to.
 
-use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::U64;
 
 /// The keys of a `[[msr.device]]` with `type = "platform"`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The base frequency, in MHz. Intel: a multiple of 100, what turbostat calls base frequency. AMD: the first
@@ -38,7 +38,8 @@ pub struct Config {
 }
 
 /// Turbo frequencies in MHz.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(untagged, expecting = "expected a frequency in MHz or a list of them")]
 pub enum Turbo {
     /// The same for any number of cores at work.

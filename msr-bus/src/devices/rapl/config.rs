@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::energy::Power;
 use crate::{CpuVendor, Topology};
 
 /// The keys of a `[[msr.device]]` with `type = "rapl"`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// What is measured. Intel: "package", "dram", "pp0" (the cores) and "pp1" (the graphics); unless given,
@@ -66,7 +66,8 @@ impl Default for Config {
 }
 
 /// Something whose energy is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Domain {
     /// The whole package.
@@ -82,7 +83,8 @@ pub enum Domain {
 }
 
 /// Where energy comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// Watts and CPU time.

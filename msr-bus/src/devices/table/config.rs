@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use msr_filter::MsrRange;
-use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{Scope, U64};
 
 /// The keys of a `[[msr.device]]` with `type = "table"`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The registers, each a table of its own: `[[msr.device.register]]`.
@@ -18,11 +18,12 @@ pub struct Config {
 }
 
 /// One register of a table, or as many alike as its range has MSRs.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RegisterConfig {
     /// The register's MSR index or name; a range makes as many alike.
-    #[schemars(with = "String")]
+    #[cfg_attr(feature = "config", schemars(with = "String"))]
     pub msr: MsrRange,
     /// The value after reset, of every copy; 0 unless given.
     pub value: Option<U64>,
@@ -54,18 +55,20 @@ pub struct RegisterConfig {
 }
 
 /// A named part of a register.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FieldConfig {
     /// The bits, highest first as manuals write them ("15:8"), or one ("7").
-    #[schemars(with = "String")]
+    #[cfg_attr(feature = "config", schemars(with = "String"))]
     pub bits: Bits,
     /// What they hold after reset, counted from the field's own lowest bit.
     pub value: U64,
 }
 
 /// What a read of a register does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ReadPolicy {
     /// The read gives the value.
@@ -76,7 +79,8 @@ pub enum ReadPolicy {
 }
 
 /// What a write to a register does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum WritePolicy {
     /// The write is #GP.

@@ -24,7 +24,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msr_filter::MsrRange;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::source::{Heat, HeatConfig, HeatState, Host, Place, Temperature};
@@ -64,7 +63,8 @@ const PACKAGE_INTERRUPT_BITS: u64 = INTERRUPT_BITS & !(1 << 3);
 const VERSION: u32 = 1;
 
 /// The keys of a `[[msr.device]]` with `type = "thermal"`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// TjMax, the temperature at which a processor throttles itself, in degrees Celsius, 1 to 150.
@@ -100,7 +100,8 @@ impl Default for Config {
 }
 
 /// Where temperatures come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// One temperature for ever.

@@ -1,0 +1,142 @@
+//! The project of msr-bus's README, made in a folder of its own: a program with one device more than msr-vmm has.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use guest_tests::guest::{TINY_ADDRESS, TinyKernel};
+use guest_tests::micro::write_kernel;
+use iced_x86::code_asm::*;
+
+const README: &str = include_str!("../../msr-bus/README.md");
+const CONFIG: &str = "[[msr.device]]\ntype = \"mailbox\"\nmsr = 0x400\n";
+
+/// The first block in this language behind `start`.
+fn block(start: &str, language: &str) -> &'static str {
+    let (_, text) = README.split_once(start).unwrap();
+    let (_, text) = text.split_once(&format!("```{language}\n")).unwrap();
+    text.split_once("```\n").unwrap().0
+}
+
+/// Writes the project and builds it among this workspace's own artifacts, whose dependencies it shares.
+fn build(folder: &Path) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap();
+    let (device, _) = block("## Write your own device", "rust")
+        .split_once("// 6.")
+        .unwrap();
+    let mut manifest = block("`Cargo.toml`", "toml").to_owned();
+    manifest += "[workspace]\n[profile.dev]\nopt-level = 1\ndebug = false\nstrip = \"debuginfo\"\n[patch.crates-io]\n";
+    for (name, path) in [
+        ("msr-filter", "msr-filter"),
+        ("msr-bus", "msr-bus"),
+        ("msr-kvm", "msr-kvm"),
+        ("msr-trace", "msr-trace"),
+        ("msr-vmm", "vmm"),
+    ] {
+        manifest += &format!("{name} = {{ path = {:?} }}\n", root.join(path));
+    }
+    fs::create_dir_all(folder.join("src")).unwrap();
+    fs::create_dir_all(folder.join(".cargo")).unwrap();
+    fs::write(folder.join("Cargo.toml"), manifest).unwrap();
+    fs::write(folder.join("src/mailbox.rs"), device).unwrap();
+    fs::write(
+        folder.join("src/main.rs"),
+        block("`src/main.rs`", "rust,ignore"),
+    )
+    .unwrap();
+    // The versions that this workspace has been tested with, and that are on this machine.
+    fs::copy(root.join("Cargo.lock"), folder.join("Cargo.lock")).unwrap();
+    fs::copy(
+        root.join(".cargo/config.toml"),
+        folder.join(".cargo/config.toml"),
+    )
+    .unwrap();
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+    let output = Command::new(env!("CARGO"))
+        .args(["build", "--offline"])
+        .env("CARGO_TARGET_DIR", &target)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    target.join("x86_64-unknown-linux-gnu/debug/mailbox-vmm")
+}
+
+fn run(program: &Path, args: &[&str]) -> Output {
+    Command::new(program).args(args).output().unwrap()
+}
+
+fn text(program: &Path, args: &[&str]) -> String {
+    let output = run(program, args);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_readmes_project_is_an_msr_vmm_with_one_device_more() {
+    let folder = std::env::temp_dir().join(format!("third-party-{}", std::process::id()));
+    let program = build(&folder);
+    let config = folder.join("mailbox.toml");
+    fs::write(&config, CONFIG).unwrap();
+    let config = config.to_str().unwrap();
+
+    let devices = text(&program, &["devices"]);
+    assert!(devices.contains("mailbox: squares numbers"), "{devices}");
+    assert!(devices.contains("scratch:"), "{devices}");
+    let keys = text(&program, &["devices", "mailbox"]);
+    assert!(
+        keys.contains("limit: 64-bit value") && keys.contains("larger one is #GP"),
+        "{keys}"
+    );
+    let explained = text(&program, &["explain", "0x401", "--config", config]);
+    assert!(explained.contains("device `mailbox`"), "{explained}");
+    let filter = text(&program, &["filter", config]);
+    assert!(filter.contains("0x400"), "{filter}");
+    let completions = text(&program, &["completions", "bash"]);
+    assert!(completions.contains("mailbox"), "{completions}");
+
+    boot(&program, &folder, config);
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A guest writes 12 and reads the square; the statistics name the device. On a host whose KVM runs no guest this part
+/// is what the guest tests show of devices of one's own in the outer VM.
+fn boot(program: &Path, folder: &Path, config: &str) {
+    let report = msr_kvm::check::probe();
+    if !report.can_run_micro_guests() {
+        eprintln!("no guest is booted: {report}");
+        return;
+    }
+    let mut kernel = TinyKernel::new().unwrap();
+    kernel.0.mov(ecx, 0x400).unwrap();
+    kernel.0.mov(eax, 12).unwrap();
+    kernel.0.xor(edx, edx).unwrap();
+    kernel.0.wrmsr().unwrap();
+    kernel.0.mov(ecx, 0x401).unwrap();
+    kernel.0.rdmsr().unwrap();
+    // 144 is no letter: the console shows the square less 79.
+    kernel.0.sub(eax, 79).unwrap();
+    kernel.0.mov(edx, 0x3f8).unwrap();
+    kernel.0.out(dx, al).unwrap();
+    kernel.power_off().unwrap();
+    let code = kernel.0.assemble(TINY_ADDRESS).unwrap();
+    let path = folder.join("kernel");
+    write_kernel(&path, &code).unwrap();
+    let kernel = path.to_str().unwrap();
+    let output = run(
+        program,
+        &["run", "--kernel", kernel, "--config", config, "--msr-stats"],
+    );
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    assert!(output.stdout.contains(&b'A'), "{:?}", output.stdout);
+    for row in error.lines().filter(|line| line.starts_with("0x40")) {
+        assert!(row.ends_with("mailbox"), "{error}");
+    }
+    assert!(error.contains("0x401"), "{error}");
+}
