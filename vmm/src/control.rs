@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 use msr_bus::VcpuId;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::vcpu_report::VcpuReport;
 
@@ -171,6 +171,15 @@ pub(crate) fn install_kick_handler() -> Result<(), vmm_sys_util::errno::Error> {
     register_signal_handler(kick_signal(), kicked)
 }
 
+/// Lets [`kick_signal`] reach the calling thread, which inherited the signal mask of whoever started it: a
+/// program that takes its signals from a signalfd blocks them all.
+pub(crate) fn accept_kicks() {
+    // It fails for a number that is no signal, and every Linux has SIGRTMIN.
+    if let Err(error) = unblock_signal(kick_signal()) {
+        log::error!("cannot unblock signal {}: {error:?}", kick_signal());
+    }
+}
+
 /// The signal alone is lost when it arrives between a look at the control and the entry into KVM_RUN.
 /// With `immediate_exit` set, that KVM_RUN returns at once (Documentation/virt/kvm/api.rst, section 5).
 extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -191,6 +200,7 @@ impl Kickable {
     /// `fd` must live at least as long as the value returned, and both stay on this thread.
     pub(crate) unsafe fn new(fd: &mut VcpuFd) -> Self {
         IMMEDIATE_EXIT.set(&raw mut fd.get_kvm_run().immediate_exit);
+        accept_kicks();
         Self
     }
 }

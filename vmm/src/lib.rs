@@ -50,6 +50,7 @@ pub mod layout;
 mod machine;
 pub mod memory;
 pub mod models;
+mod port_io;
 mod running;
 pub mod sandbox;
 mod shutdown;

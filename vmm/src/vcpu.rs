@@ -5,20 +5,21 @@ use std::sync::Arc;
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use msr_bus::VcpuId;
-use vm_device::bus::{MmioAddress, PioAddress};
-use vm_device::device_manager::{IoManager, MmioManager, PioManager};
+use vm_device::bus::MmioAddress;
+use vm_device::device_manager::{IoManager, MmioManager};
 use vm_memory::GuestMemoryMmap;
 
 use crate::builder::AtStop;
 use crate::control::{Command, Control, Kickable};
 use crate::fault::{Fault, FaultReason};
+use crate::port_io;
 use crate::shutdown::{ShutdownReason, ShutdownSender};
 use crate::vcpu_report::VcpuReport;
 use msr_kvm::InternalError;
 use msr_kvm::VcpuMsrs;
 
 /// What reads of ports and addresses that no device answers give.
-const OPEN_BUS: u8 = 0xff;
+pub(crate) const OPEN_BUS: u8 = 0xff;
 
 /// A vCPU and everything its exits need.
 pub(crate) struct Vcpu {
@@ -58,12 +59,19 @@ impl Vcpu {
                     self.msrs.answer(&mut self.fd);
                 }
                 Ok(VcpuExit::IoIn(port, data)) => {
-                    if self.io.pio_read(PioAddress(port), data).is_err() {
-                        data.fill(OPEN_BUS);
-                    }
+                    let data = &raw mut *data;
+                    let size = self.port_access_size();
+                    // SAFETY: `data` is the part of the vCPU's mapping of `kvm_run` that KVM says the exit's data
+                    // are in, beyond the struct itself; it is mapped as long as `fd` lives, and nothing else
+                    // refers to it until the next KVM_RUN.
+                    port_io::read(&self.io, port, size, unsafe { &mut *data });
                 }
-                // What is written where no device listens is lost, as on a real bus.
-                Ok(VcpuExit::IoOut(port, data)) => drop(self.io.pio_write(PioAddress(port), data)),
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    let data = &raw const *data;
+                    let size = self.port_access_size();
+                    // SAFETY: as above.
+                    port_io::write(&self.io, port, size, unsafe { &*data });
+                }
                 Ok(VcpuExit::MmioRead(address, data)) => {
                     if self.io.mmio_read(MmioAddress(address), data).is_err() {
                         data.fill(OPEN_BUS);
@@ -111,6 +119,12 @@ impl Vcpu {
     /// The vCPU's number.
     pub(crate) fn id(&self) -> VcpuId {
         VcpuId(self.msrs.location().thread)
+    }
+
+    /// How many bytes each access of a KVM_EXIT_IO takes, whose data may be those of several.
+    fn port_access_size(&mut self) -> usize {
+        // SAFETY: of the union, KVM has filled `io` for this exit, and any bits are a valid value of it.
+        usize::from(unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io }.size)
     }
 
     /// KVM_RUN returned because of a signal. It finished any pending exit before it looked for signals, so

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 use libc::{c_int, c_void, siginfo_t};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::error::TrialError;
 use super::guest::{TinyVm, create_machine};
@@ -87,6 +87,8 @@ fn run_guarded(
                 // The receiver is gone only after it gave up on this thread.
                 let _ = sender.send(outcome);
             };
+            // The mask is inherited, and a program may have all signals blocked. It fails for what is no signal.
+            let _ = unblock_signal(stop_signal());
             work(&report, &|step| expired.load(Ordering::Acquire) == step + 1);
         }
     });

@@ -1,5 +1,6 @@
 //! Guests that try to hold up the program that runs them, or to make it grow.
 
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use super::listed;
 pub(super) fn trials() -> Vec<Trial> {
     listed!("hostile":
         a_microcode_update_of_the_largest_size_holds_up_no_pause,
+        a_vm_of_a_program_that_blocks_every_signal_pauses_and_ends,
         a_guest_that_hammers_the_reset_port_ends_once,
     )
 }
@@ -122,4 +124,42 @@ fn a_guest_that_hammers_the_reset_port_ends_once() -> Result<(), Failed> {
         ShutdownReason::Reset => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
+}
+
+/// Such programs take their signals from a signalfd, and every thread inherits the mask.
+fn a_vm_of_a_program_that_blocks_every_signal_pauses_and_ends() -> Result<(), Failed> {
+    let (done, finished) = mpsc::channel();
+    thread::spawn(move || {
+        block_every_signal();
+        // With the receiver gone the test has failed already.
+        let _ = done.send(pause_and_end().map_err(|error| format!("{error:?}")));
+    });
+    // What hangs stays behind in its thread.
+    let outcome = finished.recv_timeout(Duration::from_secs(20));
+    Ok(outcome.map_err(|_| "it neither paused nor ended")??)
+}
+
+fn block_every_signal() {
+    // SAFETY: an all-zero sigset_t is a valid value, sigfillset writes only to it, and pthread_sigmask reads it
+    // and changes the calling thread's mask alone.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+    }
+}
+
+fn pause_and_end() -> Result<(), Failed> {
+    for stop in [true, false] {
+        let vm = start(TinyKernel::new()?.spin()?, "")?;
+        vm.pause();
+        vm.resume();
+        if stop {
+            vm.stop();
+            vm.wait();
+        } else {
+            drop(vm);
+        }
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ mod faults;
 mod hang;
 mod hostile;
 mod library;
+mod ports;
 mod power_button;
 mod soak;
 mod terminal;
@@ -21,6 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         hang::trials(),
         hostile::trials(),
         library::trials(),
+        ports::trials(),
         power_button::trials(),
         soak::trials(),
         terminal::trials(),

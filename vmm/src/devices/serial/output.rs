@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::control::{install_kick_handler, kick_signal};
+use crate::control::{accept_kicks, install_kick_handler, kick_signal};
 use crate::sandbox::{Role, ThreadFilters};
 
 /// The most that waits to be written, in bytes.
@@ -72,7 +72,10 @@ impl Output {
         let queue = self.queue.clone();
         let thread = thread::Builder::new()
             .name("console".to_owned())
-            .spawn(move || queue.write_to(writer, &filters, room))?;
+            .spawn(move || {
+                accept_kicks();
+                queue.write_to(writer, &filters, room);
+            })?;
         *self.thread() = Some(thread);
         Ok(())
     }
