@@ -2,8 +2,8 @@
 //!
 //! MSRs come in dense windows (0-0x1fff, 0xc0000000-0xc0001fff and so on), so the index space is cut into
 //! pages of 32: a small hash table finds the page, and an array in it, one cache line, finds the owner. A
-//! claim that spans very many pages would fill memory that way; those few are kept aside in order and
-//! searched only where the pages know no owner.
+//! claim that spans many pages would fill memory that way; those are kept aside in order, and searched by
+//! halves only where the pages know no owner.
 
 use crate::MsrRange;
 
@@ -15,8 +15,9 @@ const PAGE_BITS: u32 = 5;
 const PAGE_LEN: usize = 1 << PAGE_BITS;
 /// A page number no index has.
 const FREE: u32 = u32::MAX;
-/// Claims of more indices than this are kept aside.
-const WIDE: u64 = 0x1_0000;
+/// Claims of more indices than this are kept aside, so that a claim costs memory for three pages at most however
+/// much it spans.
+const WIDE: u64 = 2 * PAGE_LEN as u64;
 
 #[derive(Debug)]
 pub(crate) struct Lookup {

@@ -20,6 +20,21 @@ pub(super) fn online_cpus() -> io::Result<Vec<u32>> {
     })
 }
 
+/// The shortest time between two looks at the host, in nanoseconds, from `key` in seconds.
+///
+/// # Errors
+///
+/// What is wrong with it, in words.
+pub(super) fn period(key: &str, seconds: f64) -> Result<u64, String> {
+    if (0.001..=3600.0).contains(&seconds) {
+        Ok((seconds * 1e9).round() as u64)
+    } else {
+        Err(format!(
+            "{key}: {seconds} s is not between 0.001 and 3600 s"
+        ))
+    }
+}
+
 /// The number that a file of sysfs shows now. The file stays open, so that a read is one system call.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ use crate::GeneralProtection;
 pub(super) struct Lockable {
     defined: u64,
     lock: u64,
+    reset: u64,
     value: AtomicU64,
 }
 
@@ -20,6 +21,7 @@ impl Lockable {
         Self {
             defined,
             lock,
+            reset,
             value: AtomicU64::new(reset),
         }
     }
@@ -47,6 +49,16 @@ impl Lockable {
     /// Whether `value` has no reserved bits set.
     pub(super) fn accepts(&self, value: u64) -> bool {
         value & !self.defined == 0
+    }
+
+    /// Whether software can bring the register from reset to `value`.
+    pub(super) fn reaches(&self, value: u64) -> bool {
+        value == self.reset || self.reset & self.lock == 0 && self.accepts(value)
+    }
+
+    /// Whether `value` is that after reset.
+    pub(super) fn is_reset(&self, value: u64) -> bool {
+        value == self.reset
     }
 
     /// Takes a saved value, locked or not.

@@ -97,6 +97,8 @@ enum Processor {
 pub struct Microcode {
     name: String,
     processor: Processor,
+    /// The revision after reset.
+    reset: u32,
     revision: PerScope<AtomicU32>,
     /// Intel: what software wrote to bits 63:32 of `IA32_BIOS_SIGN_ID`.
     sign_id: PerScope<AtomicU32>,
@@ -171,6 +173,7 @@ impl Model for Microcode {
         Ok(Self {
             name,
             processor: Processor::new(&config, context.cpu)?,
+            reset: revision,
             revision: PerScope::new(config.scope, &context.topology, |_| {
                 AtomicU32::new(revision)
             }),
@@ -330,6 +333,18 @@ impl MsrDevice for Microcode {
                     registers.len()
                 )));
             }
+        }
+        if let Some(older) = state.revision.iter().find(|r| **r < self.reset) {
+            return Err(RestoreError::Mismatch(format!(
+                "revision {older:#x} is older than {:#x}, that after reset",
+                self.reset
+            )));
+        }
+        let amd = matches!(self.processor, Processor::Amd(_));
+        if amd && state.sign_id.iter().any(|value| *value != 0) {
+            return Err(RestoreError::Mismatch(
+                "it has a value written to 0x8b, which is read-only on AMD".into(),
+            ));
         }
         for (registers, values) in registers {
             for (register, value) in registers.iter().zip(values) {

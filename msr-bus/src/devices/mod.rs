@@ -17,6 +17,8 @@ pub mod passthrough;
 pub mod platform;
 pub mod ppin;
 pub mod rapl;
+#[cfg(test)]
+mod restore_law;
 pub mod scratch;
 pub mod table;
 pub mod thermal;

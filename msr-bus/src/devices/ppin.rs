@@ -53,6 +53,8 @@ pub struct Ppin {
     name: String,
     vendor: CpuVendor,
     number: PerScope<u64>,
+    /// The control register after reset.
+    reset: u64,
     control: PerScope<AtomicU64>,
 }
 
@@ -80,6 +82,7 @@ impl Model for Ppin {
             number: PerScope::new(Scope::Package, &context.topology, |package| {
                 config.ppin[package as usize].0
             }),
+            reset: control,
             control: PerScope::new(Scope::Package, &context.topology, |_| {
                 AtomicU64::new(control)
             }),
@@ -156,12 +159,12 @@ impl MsrDevice for Ppin {
                 "{found} packages where there are {expected}"
             )));
         }
-        if let Some(bad) = control
-            .iter()
-            .find(|bits| **bits & !(LOCK_OUT | ENABLE) != 0)
-        {
+        // By way of 0 a guest can go wherever it can go at all.
+        let reaches =
+            |bits: u64| bits == self.reset || self.reset & LOCK_OUT == 0 && self.allows(0, bits);
+        if let Some(bad) = control.iter().find(|bits| !reaches(**bits)) {
             return Err(RestoreError::Mismatch(format!(
-                "a control register of {bad:#x}, which has reserved bits set"
+                "a control register of {bad:#x}, which no guest can bring about"
             )));
         }
         for (register, value) in self.control.iter().zip(control) {

@@ -5,6 +5,7 @@
 //! together from named fields; and it says what reads and writes do: give the value, fault, drop the
 //! write, or store it except for reserved and ignored bits until a lock bit is set.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msr_filter::MsrRange;
@@ -27,6 +28,8 @@ struct Register {
     ignored: u64,
     /// The bit that makes writes fault, or 0.
     lock: u64,
+    /// What the copies hold after reset; the registers of a range share it.
+    reset: Arc<[u64]>,
     value: PerScope<AtomicU64>,
 }
 
@@ -62,7 +65,7 @@ impl Model for Table {
             let name = |what| format!("register {}: {what}", entry.msr);
             entry.check_writes().map_err(name)?;
             let copies = entry.scope.copies(&context.topology);
-            let values = entry.reset_values(copies).map_err(name)?;
+            let values: Arc<[u64]> = entry.reset_values(copies).map_err(name)?.into();
             registers.extend((entry.msr.first()..=entry.msr.last()).map(|msr| Register {
                 msr,
                 read: entry.read,
@@ -70,6 +73,7 @@ impl Model for Table {
                 reserved: entry.reserved.0,
                 ignored: entry.ignored.0,
                 lock: entry.lock.map_or(0, |bit| 1 << bit),
+                reset: values.clone(),
                 value: PerScope::new(entry.scope, &context.topology, |copy| {
                     AtomicU64::new(values[copy as usize])
                 }),
@@ -90,6 +94,13 @@ impl Register {
     /// The copy that the accessing CPU sees.
     fn at(&self, access: &MsrAccess<'_>) -> &AtomicU64 {
         self.value.at(access.cpu.location())
+    }
+
+    /// Whether a guest can bring a copy from `reset` to `value`.
+    fn reaches(&self, reset: u64, value: u64) -> bool {
+        let written = || value & self.reserved == 0 && (value ^ reset) & self.ignored == 0;
+        let writable = self.write == WritePolicy::Store && reset & self.lock == 0;
+        value == reset || writable && written()
     }
 
     fn store(&self, access: &MsrAccess<'_>, value: u64) -> Result<(), GeneralProtection> {
@@ -176,6 +187,16 @@ impl MsrDevice for Table {
             return Err(RestoreError::Mismatch(
                 "it describes other registers or another topology".into(),
             ));
+        }
+        for ((msr, copies), register) in values.iter().zip(&self.registers) {
+            let mut copies = copies.iter().zip(register.reset.iter());
+            if let Some((bad, _)) =
+                copies.find(|(value, reset)| !register.reaches(**reset, **value))
+            {
+                return Err(RestoreError::Mismatch(format!(
+                    "MSR {msr:#x} holds {bad:#x}, which no guest can write to it"
+                )));
+            }
         }
         for ((_, copies), register) in values.iter().zip(&self.registers) {
             for (stored, value) in register.value.iter().zip(copies) {

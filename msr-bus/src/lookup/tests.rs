@@ -95,6 +95,28 @@ fn a_narrow_claim_between_wide_ones_on_the_same_page_is_found() {
 }
 
 #[test]
+fn memory_is_bounded_by_the_number_of_claims_whatever_they_span() {
+    // As many ranges as 100 KB of TOML name, of 65,536 MSRs each.
+    let claims: Vec<_> = (0..4096u32)
+        .map(|i| (MsrRange::new(i << 16, i << 16 | 0xffff).unwrap(), 0))
+        .collect();
+    let lookup = Lookup::new(&claims);
+    assert!(lookup.pages.is_empty());
+    for length in [1, 32, 63, 64, 65] {
+        let claims: Vec<_> = (0..4096u32)
+            .map(|i| {
+                (
+                    MsrRange::new(i << 8 | 7, (i << 8 | 7) + length - 1).unwrap(),
+                    0,
+                )
+            })
+            .collect();
+        let lookup = Lookup::new(&claims);
+        assert!(lookup.pages.len() <= 3 * claims.len(), "{length}");
+    }
+}
+
+#[test]
 fn a_wide_claim_takes_no_memory_for_its_pages() {
     assert!(Lookup::new(&[(MsrRange::ALL, 0)]).pages.is_empty());
 }

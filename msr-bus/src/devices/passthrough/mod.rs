@@ -10,14 +10,16 @@ mod host_msrs;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use msr_filter::MsrRange;
 use serde::Deserialize;
 
 pub use self::host_msrs::{DevCpu, HostMsrs};
 use super::host;
-use crate::{DeviceContext, GeneralProtection, Model, MsrAccess, MsrDevice, Syscall};
+use crate::{CpuClock, DeviceContext, GeneralProtection, Model, MsrAccess, MsrDevice, Syscall};
 
 /// The keys of a `[[msr.device]]` with `type = "passthrough"`.
 #[derive(Clone, Debug, Deserialize)]
@@ -38,6 +40,10 @@ pub struct RegisterConfig {
     pub msr: MsrRange,
     /// The host's CPU that is read. Unless given, the one that the vCPU's thread runs on.
     pub cpu: Option<u32>,
+    /// How old a value may be, in seconds from 0 to 3600, before the host is read again; each vCPU's writes are seen at
+    /// once. Unless given, 1 for the energy counters of RAPL, which tell of the host's other work (PLATYPUS,
+    /// CVE-2020-8694), 0.001 for others of a fixed `cpu`, because each read interrupts that CPU, and 0 else.
+    pub cache_seconds: Option<f64>,
     /// Whether the guest may write it. Only a single MSR can be made writable, so that each is meant.
     #[serde(default)]
     pub write: bool,
@@ -49,6 +55,44 @@ pub struct Passthrough {
     /// In ascending order.
     registers: Vec<RegisterConfig>,
     host: Arc<dyn HostMsrs>,
+    clock: Arc<dyn CpuClock>,
+    /// When a register of a CPU of the host was read last, and what it held: of those that are cached at all.
+    cache: Mutex<HashMap<(u32, u32), (Duration, u64)>>,
+}
+
+/// RAPL's energy counters (Intel SDM volume 4; AMD PPR for family 19h).
+const ENERGY: [u32; 7] = [0x611, 0x619, 0x639, 0x641, 0x64d, 0xc001_029a, 0xc001_029b];
+
+impl RegisterConfig {
+    fn holds_energy(&self) -> bool {
+        ENERGY.iter().any(|index| self.msr.contains(*index))
+    }
+
+    /// How old a value may be.
+    fn period(&self) -> Duration {
+        let default = match self.cpu {
+            _ if self.holds_energy() => 1.0,
+            Some(_) => 0.001,
+            None => 0.0,
+        };
+        Duration::from_secs_f64(self.cache_seconds.unwrap_or(default))
+    }
+
+    /// Says what the guest gets to know or to do by this register that its host may not want.
+    fn warn(&self, device: &str) {
+        let (msr, seconds) = (self.msr, self.period().as_secs_f64());
+        if self.holds_energy() {
+            log::warn!(
+                "{device}: register {msr}: the guest is shown the host's energy, read every {seconds} s: that tells it of \
+                 the host's other work too, the more the shorter `cache_seconds` is"
+            );
+        } else if let Some(cpu) = self.cpu {
+            log::warn!(
+                "{device}: register {msr}: the guest can interrupt CPU {cpu} of the host, once in {seconds} s and \
+                 register at most"
+            );
+        }
+    }
 }
 
 /// The most MSRs that one device passes through; each is tried out when it is made.
@@ -60,7 +104,7 @@ impl Model for Passthrough {
     const SYSCALLS: &'static [Syscall] = &[Syscall::PREAD64, Syscall::PWRITE64, Syscall::GETCPU];
     type Config = Config;
 
-    fn build(name: String, config: Config, _: &DeviceContext) -> Result<Self, String> {
+    fn build(name: String, config: Config, context: &DeviceContext) -> Result<Self, String> {
         let fixed = config.register.iter().map(|register| register.cpu);
         let mut cpus: Vec<u32> = match fixed.collect() {
             Some(fixed) => fixed,
@@ -72,7 +116,11 @@ impl Model for Passthrough {
         cpus.dedup();
         let write = config.register.iter().any(|register| register.write);
         let host = DevCpu::open(&cpus, write).map_err(|e| format!("register: {e}"))?;
-        Self::with_host(name, config, Arc::new(host))
+        config
+            .register
+            .iter()
+            .for_each(|register| register.warn(&name));
+        Self::with_host(name, config, Arc::new(host), context.clock.clone())
     }
 }
 
@@ -86,6 +134,7 @@ impl Passthrough {
         name: String,
         config: Config,
         host: Arc<dyn HostMsrs>,
+        clock: Arc<dyn CpuClock>,
     ) -> Result<Self, String> {
         let mut registers = config.register;
         let total: u64 = registers.iter().map(|register| register.msr.len()).sum();
@@ -102,6 +151,13 @@ impl Passthrough {
         }
         for register in &registers {
             let msr = register.msr;
+            if let Some(seconds) = register.cache_seconds
+                && !(0.0..=3600.0).contains(&seconds)
+            {
+                return Err(format!(
+                    "register {msr}: cache_seconds: {seconds} s is not between 0 and 3600 s"
+                ));
+            }
             if register.write && msr.len() != 1 {
                 return Err(format!(
                     "register {msr}: `write` is for a single MSR; give each its own table"
@@ -124,7 +180,14 @@ impl Passthrough {
             name,
             registers,
             host,
+            clock,
+            cache: Mutex::default(),
         })
+    }
+
+    fn cache(&self) -> MutexGuard<'_, HashMap<(u32, u32), (Duration, u64)>> {
+        // Each entry is whole or not there.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The register, and the CPU to ask now.
@@ -151,9 +214,27 @@ impl MsrDevice for Passthrough {
     }
 
     fn read(&self, access: &MsrAccess<'_>) -> Result<u64, GeneralProtection> {
-        let (_, cpu) = self.find(access.index)?;
-        let value = self.host.read(cpu, access.index);
-        value.map_err(|_| GeneralProtection)
+        let (register, cpu) = self.find(access.index)?;
+        let read = || {
+            let value = self.host.read(cpu, access.index);
+            value.map_err(|_| GeneralProtection)
+        };
+        let period = register.period();
+        if period.is_zero() {
+            return read();
+        }
+        let now = self.clock.now();
+        let mut cache = self.cache();
+        let key = (cpu, access.index);
+        if let Some((at, value)) = cache.get(&key)
+            && now.saturating_sub(*at) < period
+        {
+            return Ok(*value);
+        }
+        // With the lock held: of several vCPUs that find the value too old, one reads.
+        let value = read()?;
+        cache.insert(key, (now, value));
+        Ok(value)
     }
 
     fn write(&self, access: &MsrAccess<'_>, value: u64) -> Result<(), GeneralProtection> {
@@ -161,6 +242,7 @@ impl MsrDevice for Passthrough {
         if !register.write {
             return Err(GeneralProtection);
         }
+        self.cache().remove(&(cpu, access.index));
         let written = self.host.write(cpu, access.index, value);
         written.map_err(|_| GeneralProtection)
     }

@@ -47,8 +47,10 @@ fn on_host(keys: &str) -> (Fixture, Arc<FakeHost>, Result<Passthrough, String>) 
         msrs.insert((0, index), u64::from(index));
         msrs.insert((1, index), u64::from(index) + 0x100);
     }
-    let device = Passthrough::with_host("p".into(), config(keys), host.clone());
-    (Fixture::new(ICE_LAKE, Topology::flat(1)), host, device)
+    let fixture = Fixture::new(ICE_LAKE, Topology::flat(1));
+    let clock = fixture.clock.clone();
+    let device = Passthrough::with_host("p".into(), config(keys), host.clone(), clock);
+    (fixture, host, device)
 }
 
 #[test]
@@ -66,6 +68,40 @@ fn a_value_comes_from_the_fixed_cpu_or_the_one_that_runs() {
         read(),
         [Ok(0x110), Err(GeneralProtection), Err(GeneralProtection)]
     );
+}
+
+#[test]
+fn a_value_of_a_fixed_cpu_is_read_once_in_a_period_however_often_the_guest_asks() {
+    let keys = "register = [
+        { msr = 0x10, cpu = 1 },
+        { msr = 0x11, cpu = 1, cache_seconds = 2 },
+        { msr = 0x12 },
+        { msr = 0x611 },
+    ]";
+    let host = Arc::new(FakeHost::default());
+    let set = |value: u64| {
+        let mut msrs = host.msrs.lock().unwrap();
+        for index in [0x10, 0x11, 0x12, 0x611] {
+            msrs.extend([((0, index), value), ((1, index), value)]);
+        }
+    };
+    set(0);
+    let fixture = Fixture::new(ICE_LAKE, Topology::flat(1));
+    let clock = fixture.clock.clone();
+    let device = Passthrough::with_host("p".into(), config(keys), host.clone(), clock).unwrap();
+    let read = || [0x10, 0x11, 0x12, 0x611].map(|index| fixture.read(&device, 0, index).unwrap());
+    assert_eq!(read(), [0; 4]);
+    set(1);
+    for (pass, values) in [
+        (Duration::ZERO, [0, 0, 1, 0]),
+        (Duration::from_micros(999), [0, 0, 1, 0]),
+        (Duration::from_micros(1), [1, 0, 1, 0]),
+        (Duration::from_millis(999), [1, 0, 1, 1]),
+        (Duration::from_secs(1), [1, 1, 1, 1]),
+    ] {
+        fixture.pass(pass, &[]);
+        assert_eq!(read(), values, "{pass:?}");
+    }
 }
 
 #[test]

@@ -83,6 +83,8 @@ pub(super) struct Intel {
     config_tdp: bool,
     cpuid_faulting: bool,
     topology: Topology,
+    /// `IA32_MISC_ENABLE` after reset.
+    misc_enable: u64,
     threads: PerScope<Thread>,
     packages: PerScope<Package>,
 }
@@ -109,6 +111,7 @@ impl Intel {
             config_tdp: config.config_tdp,
             cpuid_faulting: config.cpuid_faulting,
             topology: *topology,
+            misc_enable,
             threads: PerScope::new(Scope::Thread, topology, |_| Thread {
                 perf_ctl: AtomicU64::new(base << 8),
                 misc_enable: AtomicU64::new(misc_enable),
@@ -262,14 +265,22 @@ impl Intel {
             return Err(RestoreError::Mismatch("it is of another topology".into()));
         }
         let sound = |[perf_ctl, misc_enable]: &[u64; 2]| {
-            perf_ctl & !(TARGET | DISENGAGE_TURBO) == 0 && misc_enable & !(SWITCHES | FIXED) == 0
+            perf_ctl & !(TARGET | DISENGAGE_TURBO) == 0
+                && misc_enable & !SWITCHES == self.misc_enable & !SWITCHES
         };
         let packages = || self.packages.iter().zip(packages);
         let sound_package = |(package, [control, activation]): (&Package, &[u64; 2])| {
-            package.tdp_control.accepts(*control) && package.turbo_activation.accepts(*activation)
+            let (tdp, turbo) = (&package.tdp_control, &package.turbo_activation);
+            if self.config_tdp {
+                tdp.reaches(*control) && turbo.reaches(*activation)
+            } else {
+                tdp.is_reset(*control) && turbo.is_reset(*activation)
+            }
         };
         if !threads.iter().all(sound) || !packages().all(sound_package) {
-            return Err(RestoreError::Mismatch("reserved bits are set".into()));
+            return Err(RestoreError::Mismatch(
+                "a register holds what no guest can write to it".into(),
+            ));
         }
         for (thread, [perf_ctl, misc_enable]) in self.threads.iter().zip(threads) {
             thread.perf_ctl.store(*perf_ctl, Ordering::Relaxed);

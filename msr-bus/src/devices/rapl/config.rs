@@ -43,6 +43,10 @@ pub struct Config {
     pub time_unit: u32,
     /// With "powercap": the directory of the host's power zones.
     pub powercap: PathBuf,
+    /// With "powercap": how often the host's counters are read, in seconds from 0.001 to 3600. They count what others
+    /// on the host do too, and read often they give away what is computed there (PLATYPUS, CVE-2020-8694); the
+    /// hardware updates them once in a millisecond.
+    pub powercap_seconds: f64,
 }
 
 impl Default for Config {
@@ -61,6 +65,7 @@ impl Default for Config {
             power_unit: 3,
             time_unit: 10,
             powercap: "/sys/class/powercap".into(),
+            powercap_seconds: 1.0,
         }
     }
 }

@@ -65,9 +65,24 @@ impl Limit {
         [self.limit(), self.policy()]
     }
 
-    /// Whether a guest could have brought about what `saved` says.
-    pub(super) fn accepts(&self, [limit, policy]: [u64; 2]) -> bool {
-        self.limit.accepts(limit) && policy & !POLICY == 0
+    /// Whether a guest could have brought about what `saved` says, of the registers that there are.
+    pub(super) fn reaches(
+        &self,
+        [limit, policy]: [u64; 2],
+        has_limit: bool,
+        has_policy: bool,
+    ) -> bool {
+        let limit_sound = if has_limit {
+            self.limit.reaches(limit)
+        } else {
+            self.limit.is_reset(limit)
+        };
+        let policy_sound = if has_policy {
+            policy & !POLICY == 0
+        } else {
+            policy == 0
+        };
+        limit_sound && policy_sound
     }
 
     pub(super) fn restore(&self, [limit, policy]: [u64; 2]) {

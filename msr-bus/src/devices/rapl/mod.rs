@@ -29,6 +29,7 @@ pub use self::config::{Config, Domain, Source};
 use self::energy::{EnergySource, EnergyState, Meter, Power, PowerModel, counter};
 use self::limits::Limit;
 use self::powercap::Powercap;
+use super::host;
 use crate::{
     CpuLocation, CpuVendor, DeviceContext, DeviceState, GeneralProtection, Model, MsrAccess,
     MsrDevice, PerScope, RestoreError, Scope, Syscall, Topology,
@@ -119,7 +120,13 @@ impl Model for Rapl {
         let source = match config.source {
             Source::Model => EnergySource::Model(PowerModel::new(config.power(&domains)?, context)),
             Source::Powercap => {
-                EnergySource::Powercap(Powercap::open(&config.powercap, &meters, context)?)
+                let period = host::period("powercap_seconds", config.powercap_seconds)?;
+                log::warn!(
+                    "{name}: the guest is shown its share of the host's energy, read every {} s: that tells it of the host's \
+                     other work too, the more the shorter `powercap_seconds` is",
+                    config.powercap_seconds
+                );
+                EnergySource::Powercap(Powercap::open(&config.powercap, period, &meters, context)?)
             }
         };
         Self::with_source(name, &config, source, context)
@@ -279,9 +286,20 @@ impl MsrDevice for Rapl {
         if state.limits.len() != self.limits.len() {
             return Err(RestoreError::Mismatch("it has other packages".into()));
         }
-        if !limits().all(|(limit, saved)| limit.accepts(*saved)) {
+        let has = |domain: Domain, kind: fn(&Kind) -> bool| {
+            let mut registers = self.registers.iter();
+            registers.any(|(_, of, is)| *of == domain && kind(is))
+        };
+        let sound = limits()
+            .zip(LIMITED.iter().cycle())
+            .all(|((limit, saved), domain)| {
+                let has_limit = has(*domain, |kind| matches!(kind, Kind::Limit));
+                let has_policy = has(*domain, |kind| matches!(kind, Kind::Policy));
+                limit.reaches(*saved, has_limit, has_policy)
+            });
+        if !sound {
             return Err(RestoreError::Mismatch(
-                "a power limit has reserved bits set".into(),
+                "a power limit or policy is one that no guest can set".into(),
             ));
         }
         self.source.restore(&state.energy)?;

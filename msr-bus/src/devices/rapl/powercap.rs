@@ -12,10 +12,6 @@ use crate::devices::host;
 use crate::devices::monotonic_clock::{ClockState, MonotonicClock};
 use crate::{DeviceContext, RestoreError, Topology};
 
-/// How old a sample may get before the counters are read again, in nanoseconds. The hardware updates its
-/// own about once a millisecond (SDM volume 3B, section 15.10.3).
-const SAMPLE: u64 = 1_000_000;
-
 /// A counter of the host, in microjoules.
 pub(super) trait Counter: Send + Sync {
     /// What it shows now.
@@ -129,6 +125,8 @@ pub(super) fn zones(root: &Path) -> Result<Vec<Zone>, String> {
 pub(super) struct Powercap {
     zones: Vec<Zone>,
     host_cpus: u64,
+    /// How old a sample gets before the counters are read again, in nanoseconds.
+    period: u64,
     topology: Topology,
     clock: MonotonicClock,
     ledger: Mutex<Ledger>,
@@ -167,17 +165,19 @@ impl Powercap {
     /// What the host lacks of what `meters` need.
     pub(super) fn open(
         root: &Path,
+        period: u64,
         meters: &[Meter],
         context: &DeviceContext,
     ) -> Result<Self, String> {
         let cpus = host::online_cpus().map_err(|e| format!("source: {e}"))?;
-        Self::new(zones(root)?, cpus.len() as u64, meters, context)
+        Self::new(zones(root)?, cpus.len() as u64, period, meters, context)
     }
 
-    /// The source on `zones` of a host with `host_cpus` CPUs.
+    /// The source on `zones` of a host with `host_cpus` CPUs, read once in `period` nanoseconds at most.
     pub(super) fn new(
         zones: Vec<Zone>,
         host_cpus: u64,
+        period: u64,
         meters: &[Meter],
         context: &DeviceContext,
     ) -> Result<Self, String> {
@@ -201,6 +201,7 @@ impl Powercap {
         Ok(Self {
             zones,
             host_cpus: host_cpus.max(1),
+            period,
             topology: context.topology,
             clock: MonotonicClock::new(context),
             ledger: Mutex::new(ledger),
@@ -216,12 +217,12 @@ impl Powercap {
             .sum()
     }
 
-    /// The ledger, with all energy charged but that of the last [`SAMPLE`].
+    /// The ledger, with all energy charged but that of the last period.
     fn settled(&self) -> MutexGuard<'_, Ledger> {
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
         let elapsed = now.saturating_sub(ledger.now);
-        if elapsed >= SAMPLE {
+        if elapsed >= self.period {
             ledger.now = now;
             self.charge(&mut ledger, elapsed);
         }
@@ -278,6 +279,12 @@ impl Powercap {
             return Err(RestoreError::Mismatch(
                 "it charges another number of vCPUs".into(),
             ));
+        }
+        let parts = state.charged.iter().flatten();
+        if let Some((_, rest)) = parts.clone().find(|(_, rest)| u128::from(*rest) >= JOULE) {
+            return Err(RestoreError::Mismatch(format!(
+                "it charges {rest} picojoules besides the whole joules, which is a joule or more"
+            )));
         }
         self.clock.restore(&state.clock);
         ledger.now = self.clock.now();

@@ -332,7 +332,14 @@ fn on_powercap(topology: Topology) -> (Fixture, FakeCounter, Rapl) {
         range: 1_000_000_000,
         counter: Box::new(counter.clone()),
     };
-    let source = Powercap::new(vec![zone], 4, &[Meter::Package(0)], &fixture.context).unwrap();
+    let source = Powercap::new(
+        vec![zone],
+        4,
+        1_000_000_000,
+        &[Meter::Package(0)],
+        &fixture.context,
+    )
+    .unwrap();
     let keys: Config = config("domains = ['package']\nsource = 'powercap'");
     let source = EnergySource::Powercap(source);
     let device = Rapl::with_source("rapl".into(), &keys, source, &fixture.context).unwrap();
@@ -354,6 +361,18 @@ fn a_guest_is_charged_the_host_energy_by_its_share_of_cpu_time() {
     fixture.pass(SECOND, &[SECOND]);
     assert_eq!(fixture.read(&device, 0, 0x611), Ok(300 << 14));
     assert_eq!(fixture.read(&device, 4, 0x611), Ok(50 << 14));
+}
+
+#[test]
+fn the_hosts_counters_are_read_once_in_a_period_however_often_the_guest_asks() {
+    let (fixture, counter, device) = on_powercap(Topology::flat(1));
+    for (pass, joules) in [(999, 0), (1, 10), (500, 10), (499, 10), (1, 25)] {
+        counter.0.fetch_add(20_000_000, Ordering::Relaxed);
+        let pass = Duration::from_millis(pass);
+        fixture.pass(pass, &[pass]);
+        // One of the host's four CPUs.
+        assert_eq!(fixture.read(&device, 0, 0x611), Ok(joules << 14));
+    }
 }
 
 #[test]
@@ -392,7 +411,7 @@ fn restored_host_energy_goes_on_from_the_saved_value() {
 #[test]
 fn the_host_must_have_a_zone_for_each_domain() {
     let fixture = Fixture::new(ICE_LAKE, Topology::flat(1));
-    let refused = |meter| Powercap::new(Vec::new(), 4, &[meter], &fixture.context).err();
+    let refused = |meter| Powercap::new(Vec::new(), 4, 1_000_000, &[meter], &fixture.context).err();
     assert_eq!(
         refused(Meter::Dram(0)).as_deref(),
         Some("domains: the host's powercap has no zone that measures the dram")

@@ -27,6 +27,7 @@ use msr_filter::MsrRange;
 use serde::{Deserialize, Serialize};
 
 use self::source::{Heat, HeatConfig, HeatState, Host, Place, Temperature};
+use super::host;
 use crate::{
     CpuLocation, CpuVendor, DeviceContext, DeviceState, GeneralProtection, Model, MsrAccess,
     MsrDevice, PerScope, RestoreError, Scope, Syscall,
@@ -45,6 +46,8 @@ const THRESHOLD_1: u64 = 1 << 6;
 const THRESHOLD_2: u64 = 1 << 8;
 /// The log bits of 15:0.
 const LOGS: u64 = 0xaaaa;
+/// Those that a temperature can set.
+const THERMAL_LOGS: u64 = (THERMAL_STATUS | PROCHOT | THRESHOLD_1 | THRESHOLD_2) << 1;
 /// The readout, 22:16, is valid. Linux asks the package's sensor for it too.
 const VALID: u64 = 1 << 31;
 /// The resolution in degrees, 30:27.
@@ -83,6 +86,9 @@ pub struct Config {
     pub seconds: f64,
     /// With "hwmon": the host's sensor, such as "/sys/class/hwmon/hwmon2/temp1_input".
     pub hwmon: Option<PathBuf>,
+    /// With "hwmon": how often the sensor is read, in seconds from 0.001 to 3600. Reading one can take long, and the
+    /// temperature tells of the host's other work too.
+    pub hwmon_seconds: f64,
 }
 
 impl Default for Config {
@@ -95,6 +101,7 @@ impl Default for Config {
             busy_celsius: 70.0,
             seconds: 10.0,
             hwmon: None,
+            hwmon_seconds: 1.0,
         }
     }
 }
@@ -196,7 +203,14 @@ impl Config {
                 let path = self.hwmon.as_ref().ok_or(
                     "hwmon: name the host's sensor, such as \"/sys/class/hwmon/hwmon2/temp1_input\"",
                 )?;
-                let host = File::open(path).and_then(|file| Host::new(Box::new(file)));
+                let period = host::period("hwmon_seconds", self.hwmon_seconds)?;
+                log::warn!(
+                    "thermal: the guest is shown the host's temperature, read every {} s, which tells it of the host's \
+                     other work",
+                    self.hwmon_seconds
+                );
+                let host = File::open(path)
+                    .and_then(|file| Host::new(Box::new(file), period, context.clock.clone()));
                 host.map(Temperature::Host)
                     .map_err(|e| format!("hwmon: cannot read {}: {e}", path.display()))
             }
@@ -343,7 +357,8 @@ impl MsrDevice for Thermal {
             (&self.packages, &state.packages, PACKAGE_INTERRUPT_BITS),
         ];
         for (sensors, saved, defined) in scopes {
-            let sound = |[interrupt, log]: &[u64; 2]| interrupt & !defined == 0 && log & !LOGS == 0;
+            let sound =
+                |[interrupt, log]: &[u64; 2]| interrupt & !defined == 0 && log & !THERMAL_LOGS == 0;
             if saved.len() != sensors.len() || !saved.iter().all(sound) {
                 return Err(RestoreError::Mismatch(
                     "it is of another topology, or reserved bits are set".into(),

@@ -2,14 +2,16 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::devices::host;
 use crate::devices::monotonic_clock::{ClockState, MonotonicClock};
-use crate::{CpuLocation, DeviceContext, RestoreError, Topology};
+use crate::{CpuClock, CpuLocation, DeviceContext, RestoreError, Topology};
 
 /// Which sensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +85,11 @@ impl Thermometer for File {
 /// One sensor of the host for all of the guest.
 pub(super) struct Host {
     thermometer: Box<dyn Thermometer>,
+    clock: Arc<dyn CpuClock>,
+    /// How old a reading gets before the sensor is read again, in nanoseconds.
+    period: u64,
+    /// When it was read last, in nanoseconds of the clock.
+    read_at: AtomicU64,
     last: AtomicI64,
 }
 
@@ -90,13 +97,30 @@ impl Host {
     /// # Errors
     ///
     /// That of the first reading.
-    pub(super) fn new(thermometer: Box<dyn Thermometer>) -> io::Result<Self> {
+    pub(super) fn new(
+        thermometer: Box<dyn Thermometer>,
+        period: u64,
+        clock: Arc<dyn CpuClock>,
+    ) -> io::Result<Self> {
         let last = AtomicI64::new(thermometer.millidegrees()?);
-        Ok(Self { thermometer, last })
+        Ok(Self {
+            thermometer,
+            period,
+            read_at: AtomicU64::new(nanoseconds(clock.now())),
+            clock,
+            last,
+        })
     }
 
-    /// What the sensor shows, or did before it failed.
+    /// What the sensor shows, or did before it failed, at most a period ago.
     fn millidegrees(&self) -> i64 {
+        let now = nanoseconds(self.clock.now());
+        let due = |read_at: u64| (now.saturating_sub(read_at) >= self.period).then_some(now);
+        let ordering = Ordering::Relaxed;
+        // Of several CPUs that find it due, one reads.
+        if self.read_at.fetch_update(ordering, ordering, due).is_err() {
+            return self.last.load(Ordering::Relaxed);
+        }
         match self.thermometer.millidegrees() {
             Ok(reading) => {
                 self.last.store(reading, Ordering::Relaxed);
@@ -105,6 +129,10 @@ impl Host {
             Err(_) => self.last.load(Ordering::Relaxed),
         }
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// How hot a core gets, in millionths of a degree, and how slowly, in nanoseconds.

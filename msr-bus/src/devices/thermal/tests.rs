@@ -57,10 +57,28 @@ fn with_sensor() -> (Fixture, FakeSensor, Thermal) {
     let fixture = Fixture::new(ICE_LAKE, TOPOLOGY);
     let sensor = FakeSensor::default();
     sensor.set(50_000);
-    let host = Host::new(Box::new(sensor.clone())).unwrap();
-    let temperature = Temperature::Host(host);
-    let device = Thermal::with_temperature("t".into(), 100, temperature, &fixture.context);
+    let device = on_sensor(&fixture, &sensor, 0);
     (fixture, sensor, device)
+}
+
+/// A device on a sensor that is read once in `period` nanoseconds.
+fn on_sensor(fixture: &Fixture, sensor: &FakeSensor, period: u64) -> Thermal {
+    let host = Host::new(Box::new(sensor.clone()), period, fixture.clock.clone()).unwrap();
+    let temperature = Temperature::Host(host);
+    Thermal::with_temperature("t".into(), 100, temperature, &fixture.context)
+}
+
+#[test]
+fn the_hosts_sensor_is_read_once_in_a_period_however_often_the_guest_asks() {
+    let fixture = Fixture::new(ICE_LAKE, TOPOLOGY);
+    let sensor = FakeSensor::default();
+    sensor.set(50_000);
+    let device = on_sensor(&fixture, &sensor, 1_000_000_000);
+    sensor.set(60_000);
+    for (pass, shown) in [(0, 50), (999, 50), (1, 60)] {
+        fixture.pass(Duration::from_millis(pass), &[]);
+        assert_eq!(celsius(&fixture, &device, 0, THERM_STATUS), shown);
+    }
 }
 
 #[test]
