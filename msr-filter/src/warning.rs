@@ -28,6 +28,12 @@ pub enum Warning {
         /// The indices for which it has no effect.
         ignored: MsrRange,
     },
+    /// A rule denies writes of `IA32_TSC_DEADLINE`, which some kernels take on a fast path that asks no filter. See
+    /// [`TSC_DEADLINE`].
+    FastPath {
+        /// The rule.
+        rule: usize,
+    },
     /// A rule for no kind of access, which never matches.
     NoAccess {
         /// The rule.
@@ -45,6 +51,16 @@ pub enum Warning {
         missing: Vec<(u32, Access)>,
     },
 }
+
+/// `IA32_TSC_DEADLINE`. KVM on Intel answers a guest's WRMSR of it right after the VM exit where it can set the
+/// hardware's preemption timer (arch/x86/kvm/x86.c, `handle_fastpath_set_msr_irqoff`), in Linux 6.1 without a look at
+/// the filter. The other MSRs on that path are the x2APIC's.
+pub const TSC_DEADLINE: u32 = 0x6e0;
+
+/// What [`Warning::FastPath`] says of the rule.
+pub const FAST_PATH: &str = "writes of IA32_TSC_DEADLINE (0x6e0) are denied, and KVM on Intel may take them all the same: \
+    the fast path of Linux 6.1, for one, asks no filter. Hide the timer from a guest that must not have it \
+    (CPUID.1:ECX[24])";
 
 /// The accesses without which a 64-bit Linux guest hangs, crashes or loses its clock before it
 /// runs the first process, whoever makes its CPU and whoever answers them (arch/x86/kernel: head_64.S, verify_cpu.S, cpu/common.c,
@@ -89,6 +105,7 @@ impl fmt::Display for Warning {
                 f,
                 "rule {rule} has no effect on {ignored}: KVM never filters x2APIC registers"
             ),
+            Self::FastPath { rule } => write!(f, "rule {rule}: {FAST_PATH}"),
             Self::NoAccess { rule } => {
                 write!(f, "rule {rule} has no effect: it is for no kind of access")
             }
@@ -148,6 +165,11 @@ impl FilterSpec {
                 })
             })
             .collect();
+        if let Some(rule) = owner(&cells, TSC_DEADLINE, Access::WRITE)
+            && self.rules[rule].verdict == Verdict::Deny
+        {
+            warnings.push(Warning::FastPath { rule });
+        }
         if self.default == Verdict::Deny {
             let missing = missing(LINUX_BOOT, &cells);
             if !missing.is_empty() {
@@ -233,6 +255,17 @@ mod tests {
             spec.warnings()[1].to_string(),
             "rule 1 has no effect on 0x800-0x80f: KVM never filters x2APIC registers"
         );
+    }
+
+    #[test]
+    fn a_denied_deadline_timer_is_told_because_kvm_may_not_ask() {
+        let denied = |rule| FilterSpec::new(Verdict::Allow).rule(rule).warnings();
+        let told = [Warning::FastPath { rule: 0 }];
+        assert_eq!(denied(deny(0x6e0, Access::WRITE)), told);
+        assert_eq!(denied(deny(range(0x600, 0x6ff), Access::all())), told);
+        assert_eq!(denied(deny(0x6e0, Access::READ)), []);
+        let allowed = Rule::new(0x6e0, Access::all(), Verdict::Allow);
+        assert_eq!(denied(allowed), []);
     }
 
     #[test]

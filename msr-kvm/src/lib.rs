@@ -23,6 +23,7 @@ mod clock;
 mod config;
 mod exit;
 mod host;
+mod ignore_msrs;
 mod initial;
 mod internal_error;
 mod layers;

@@ -8,6 +8,7 @@ use kvm_ioctls::{Cap, MsrExitReason, VcpuFd, VmFd};
 use msr_bus::{ExitReason, MsrBus, VcpuId};
 use msr_filter::{FilterSpec, InstallError};
 
+use crate::ignore_msrs;
 use crate::{
     HostClock, MsrPlan, MsrStats, PhysicalMemory, PlanError, RefusedMsr, RefusedMsrs, VcpuMsrs,
 };
@@ -72,6 +73,10 @@ impl VmMsrs {
         plan: MsrPlan,
         memory: impl PhysicalMemory + 'static,
     ) -> Result<Self, VmMsrsError> {
+        let ignore_msrs = ignore_msrs::ignore_msrs();
+        if let Some(warning) = ignore_msrs::warning(ignore_msrs, &plan.exits, plan.bus.fallback()) {
+            log::warn!("{warning}");
+        }
         if !plan.exits.is_empty() {
             require(vm, Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR")?;
             let reasons: MsrExitReason = plan.exits.iter().copied().map(mask).collect();

@@ -110,10 +110,20 @@ impl Control {
 
     /// What a kicked vCPU does: reports where it is asked to, stands still for as long as it should, then returns whether
     /// to go on.
-    pub(crate) fn checkpoint(&self, vcpu: VcpuId, report: impl Fn() -> VcpuReport) -> Command {
+    ///
+    /// `pausing` is called before it stands still because of a pause.
+    pub(crate) fn checkpoint(
+        &self,
+        vcpu: VcpuId,
+        report: impl Fn() -> VcpuReport,
+        pausing: impl FnOnce(),
+    ) -> Command {
         let vcpu = vcpu.0 as usize;
         let paused = |state: &State| state.pauses > 0 && !state.stopping;
         let mut state = self.state();
+        if paused(&state) {
+            pausing();
+        }
         loop {
             if std::mem::take(&mut state.asked[vcpu]) {
                 state.reports.push(report());
@@ -241,7 +251,7 @@ mod tests {
     ) -> thread::JoinHandle<()> {
         let (control, count) = (control.clone(), count.clone());
         thread::spawn(move || {
-            while control.checkpoint(VcpuId(vcpu), || report(vcpu)) == Command::Run {
+            while control.checkpoint(VcpuId(vcpu), || report(vcpu), || {}) == Command::Run {
                 count.fetch_add(1, Ordering::Relaxed);
             }
             control.leave();
@@ -322,6 +332,7 @@ mod tests {
         };
         control.stop();
         waiting.join().unwrap();
-        assert_eq!(control.checkpoint(VcpuId(0), || report(0)), Command::Stop);
+        let told = control.checkpoint(VcpuId(0), || report(0), || {});
+        assert_eq!(told, Command::Stop);
     }
 }

@@ -48,6 +48,8 @@ pub const COM1_IRQ: u32 = 4;
 pub const I8042: u16 = 0x60;
 /// The CMOS real-time clock's index port; the data port is the next.
 pub const RTC: u16 = 0x70;
+/// PCI configuration mechanism 1: CONFIG_ADDRESS and CONFIG_DATA, 4 bytes each.
+pub const PCI_CONFIG: u16 = 0xcf8;
 /// The ACPI PM1a event block: status and enable, 2 bytes each.
 pub const PM1A_EVENT: u16 = 0x600;
 /// The size of that block, in bytes.

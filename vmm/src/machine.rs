@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::config::{ConfigError, VmConfig};
 use crate::devices::boot_timer::BootTimer;
 use crate::devices::debug_exit::DebugExit;
+use crate::devices::pci_host_bridge::PciHostBridge;
 use crate::devices::power::{I8042, PowerManagement, ResetRegister};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Console;
@@ -70,6 +71,7 @@ impl Machine {
         add(layout::COM1, 8, console.clone());
         add(layout::I8042, 5, Arc::new(I8042::new(shutdown.clone())));
         add(layout::RTC, 2, Arc::new(Rtc::new()));
+        add(layout::PCI_CONFIG, 8, Arc::new(PciHostBridge::default()));
         add(layout::PM1A_EVENT, 6, power.clone());
         add(
             layout::ACPI_RESET,

@@ -191,6 +191,25 @@ mod tests {
     }
 
     #[test]
+    fn guest_memory_is_in_no_core_dump() {
+        let config = VmConfig {
+            memory: MemorySize(8 << 20),
+            ..VmConfig::default()
+        };
+        let memory = map(&config).unwrap();
+        let start = memory.iter().next().unwrap().as_ptr() as u64;
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let of = |line: &str| {
+            let (first, last) = line.split_once(' ')?.0.split_once('-')?;
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            Some((number(first)?..number(last)?).contains(&start))
+        };
+        let mut lines = smaps.lines().skip_while(|line| of(line) != Some(true));
+        let flags = lines.find(|line| line.starts_with("VmFlags:")).unwrap();
+        assert!(flags.split_whitespace().any(|flag| flag == "dd"), "{flags}");
+    }
+
+    #[test]
     fn memory_beyond_all_addresses_is_an_error() {
         let config = VmConfig {
             memory: MemorySize(!4095),

@@ -68,17 +68,7 @@ fn probe_kvm(kvm: Kvm) -> KvmReport {
     KvmReport {
         capabilities,
         trials,
-        ignore_msrs: ignore_msrs(),
-    }
-}
-
-/// The kernel's `kvm.ignore_msrs` parameter, `Y` or `N` in sysfs.
-fn ignore_msrs() -> Option<bool> {
-    let value = std::fs::read_to_string("/sys/module/kvm/parameters/ignore_msrs").ok()?;
-    match value.trim() {
-        "Y" | "1" => Some(true),
-        "N" | "0" => Some(false),
-        _ => None,
+        ignore_msrs: crate::ignore_msrs::ignore_msrs(),
     }
 }
 

@@ -161,12 +161,15 @@ pub(super) fn load_file(memory: &GuestMemoryMmap, file: &mut File) -> Result<Loa
     elf.load(memory, file, layout::HIGH_MEMORY)
 }
 
-/// Loads a stream in one pass, no further than to the end of the last segment, and gives how many bytes that were.
+/// Loads a stream of `size` bytes in one pass, no further than to the end of the last segment, and gives how many bytes
+/// that were.
 pub(super) fn load_stream(
     memory: &GuestMemoryMmap,
     stream: &mut dyn BufRead,
+    size: u64,
 ) -> Result<(Loaded, u64), ElfError> {
     let mut elf = Elf::read(&mut *stream)?;
+    elf.check_file_size(size)?;
     let loaded = elf.check(memory, layout::HIGH_MEMORY)?;
     elf.segments.sort_by_key(|segment| segment.offset);
 
@@ -358,13 +361,7 @@ impl Elf {
         let size = file
             .seek(SeekFrom::End(0))
             .map_err(|error| read_error("its header", 0, error))?;
-        if let Some(segment) = self.segments.iter().find(|s| s.file_end() > size) {
-            let end = segment.file_end();
-            return Err(ElfError::Truncated {
-                what: "a segment",
-                end,
-            });
-        }
+        self.check_file_size(size)?;
         let loaded = self.check(memory, lowest_address)?;
         for segment in &self.segments {
             let end = segment.file_end();
@@ -373,6 +370,17 @@ impl Elf {
                 .map_err(|error| read_error("a segment", end, error))?;
         }
         Ok(loaded)
+    }
+
+    /// Finds whether a file of `size` bytes has all of the segments.
+    fn check_file_size(&self, size: u64) -> Result<(), ElfError> {
+        match self.segments.iter().find(|s| s.file_end() > size) {
+            None => Ok(()),
+            Some(segment) => Err(ElfError::Truncated {
+                what: "a segment",
+                end: segment.file_end(),
+            }),
+        }
     }
 
     /// Finds whether the kernel can be where it wants to be.

@@ -132,8 +132,12 @@ fn load_payload(
         .map_err(KernelError::Read)?;
     let compressed = BufReader::new(file).take(payload.end - payload.start);
     let mut unpacker = Unpacker::new(compressed, trailer)?;
+    let claimed = unpacker.claimed();
     let (loaded, read) =
-        elf::load_stream(memory, unpacker.stream()).map_err(|error| match error {
+        elf::load_stream(memory, unpacker.stream(), claimed).map_err(|error| match error {
+            ElfError::Truncated { end, .. } if end > claimed => {
+                UnpackError::BeyondEnd { claimed, end }.into()
+            }
             ElfError::Read { error, .. } => KernelError::Unpack(unpacker.damaged(error)),
             error => KernelError::Elf(error),
         })?;

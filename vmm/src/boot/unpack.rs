@@ -65,6 +65,17 @@ pub enum UnpackError {
         /// How much came out, in bytes.
         actual: u64,
     },
+    /// The kernel in it has a segment that lies beyond the size it claims. Found before anything is unpacked but the
+    /// headers.
+    #[error(
+        "its payload claims to unpack to {claimed} bytes, and a segment of the kernel in it ends at byte {end}"
+    )]
+    BeyondEnd {
+        /// The size appended to the payload, in bytes.
+        claimed: u64,
+        /// Where the segment ends, in bytes from the start of the kernel's ELF file.
+        end: u64,
+    },
     /// It claims to unpack to more than any kernel does.
     #[error("its payload claims to unpack to {0} bytes; at most {MAX_UNPACKED} are taken")]
     TooLarge(u64),
@@ -139,6 +150,11 @@ impl<'a> Unpacker<'a> {
             stream: decoder(compression, payload)?,
             claimed,
         })
+    }
+
+    /// How many bytes it claims to unpack to.
+    pub(super) fn claimed(&self) -> u64 {
+        self.claimed
     }
 
     /// What it unpacks to.

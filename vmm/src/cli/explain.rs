@@ -66,6 +66,9 @@ fn answer(plan: &MsrPlan, index: u32, access: Access) -> (String, Vec<String>) {
         why.push(format!("if KVM rejects the access or the value: {invalid}"));
         return ("the kernel (KVM)".into(), why);
     }
+    if index == msr_filter::TSC_DEADLINE && access == Access::WRITE {
+        why.push(msr_filter::FAST_PATH.into());
+    }
     if !plan.exits.contains(&ExitReason::Filter) {
         why.push(refused(plan, ExitReason::Filter));
         return ("#GP".into(), why);

@@ -146,6 +146,9 @@ fn of_rule(rules: &[(Rule, String)], warning: Warning) -> Option<String> {
             "{} has no effect on {ignored}: KVM never filters the x2APIC MSRs",
             rule(number)
         )),
+        Warning::FastPath { rule: number } => {
+            Some(format!("{}: {}", rule(number), msr_filter::FAST_PATH))
+        }
         Warning::NoAccess { rule: number } => Some(format!(
             "{} has no effect: it is for no kind of access",
             rule(number)

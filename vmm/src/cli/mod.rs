@@ -106,9 +106,6 @@ pub fn main_with(own: impl IntoIterator<Item = DeviceModel>) -> ExitCode {
     let cli = Cli::parse();
     env_logger::Builder::new()
         .filter_level(cli.log)
-        // It logs each error that a driver's queue makes, so a hostile guest could fill the log. The
-        // devices say the same themselves, and not without limit.
-        .filter_module("virtio_queue", log::LevelFilter::Off)
         .format_timestamp_millis()
         .format_target(false)
         .init();

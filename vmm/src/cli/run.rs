@@ -68,7 +68,8 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
         timing.mark(BootEvent::Configured);
         builder = builder.boot_timing(timing.clone());
     }
-    let vm = builder.build().map_err(|error| match &args.config {
+    let built = session::interruptible(&signals, || builder.build()).map_err(Failure::fault)?;
+    let vm = built.map_err(|error| match &args.config {
         Some(path) if matches!(error, VmError::Msr(_)) => failure(error).in_config(path),
         _ => failure(error),
     })?;

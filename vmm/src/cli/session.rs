@@ -2,14 +2,17 @@
 
 use std::cell::RefCell;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::cli::input::{Escapes, Request};
 use crate::cli::terminal::RawTerminal;
@@ -38,6 +41,33 @@ pub(crate) fn block_signals() -> io::Result<SignalFd> {
         &mask,
         SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
     )?)
+}
+
+/// Does `work`, while a signal that [`block_signals`] blocked still ends the process, as it does one that has no event
+/// loop yet. A kernel may take seconds to load, and a disk on a network longer to open.
+pub(crate) fn interruptible<T>(signals: &SignalFd, work: impl FnOnce() -> T) -> io::Result<T> {
+    let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+    thread::scope(|scope| {
+        let watcher = thread::Builder::new().name("signals".to_owned());
+        // SAFETY: `done` is open until after the thread has ended.
+        let done_fd = unsafe { BorrowedFd::borrow_raw(done.as_raw_fd()) };
+        watcher.spawn_scoped(scope, move || {
+            let mut events =
+                [signals.as_fd(), done_fd].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            while poll(&mut events, PollTimeout::NONE) == Err(Errno::EINTR) {}
+            if let Ok(Some(info)) = signals.read_signal()
+                && let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed())
+            {
+                // Unblocked in this thread and with no handler, it does what it does to any process.
+                let _ = SigSet::from(signal).thread_unblock();
+                let _ = raise(signal);
+            }
+        })?;
+        let result = work();
+        // It fails only if the count overflows, which takes more than one write.
+        let _ = done.write(1);
+        Ok(result)
+    })
 }
 
 /// What a person can type ahead of a guest that does not read, in bytes; the rest is lost, as a terminal's is.

@@ -1,3 +1,4 @@
+use std::marker::PhantomData;
 use std::ops::Deref;
 
 use libc::iovec;
@@ -238,6 +239,31 @@ pub(super) struct Iovecs<'a> {
     _mem: &'a GuestMemoryMmap,
 }
 
+/// A piece of guest memory: `len` bytes from `start` on, mapped as long as `'a`.
+pub(super) struct Piece<'a> {
+    start: *mut libc::c_void,
+    len: usize,
+    _mem: PhantomData<&'a GuestMemoryMmap>,
+}
+
+impl Piece<'_> {
+    pub(super) fn start(&self) -> *mut libc::c_void {
+        self.start
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Its first `len` bytes, if it has as many.
+    pub(super) fn shortened_to(self, len: usize) -> Self {
+        Self {
+            len: self.len.min(len),
+            ..self
+        }
+    }
+}
+
 impl<'a> Iovecs<'a> {
     fn new(mem: &'a GuestMemoryMmap) -> Self {
         let none = iovec {
@@ -253,6 +279,15 @@ impl<'a> Iovecs<'a> {
     }
 
     /// The pieces, in order.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
+        self.as_slice().iter().map(|piece| Piece {
+            start: piece.iov_base,
+            len: piece.iov_len,
+            _mem: PhantomData,
+        })
+    }
+
+    /// The pieces as system calls take them.
     pub(super) fn as_slice(&self) -> &[iovec] {
         &self.list[..self.count]
     }

@@ -2,12 +2,11 @@
 
 use std::sync::atomic::AtomicBool;
 
-use libc::iovec;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemoryMmap, Permissions};
 
-use super::buffers::{ChainError, Request};
+use super::buffers::{ChainError, Piece, Request};
 use super::device::{DriverLog, QueueHandler, Served, VirtioDevice};
 
 /// The size of the device's one queue.
@@ -77,12 +76,10 @@ impl QueueHandler for Handler {
 fn fill(request: &mut Request, mem: &GuestMemoryMmap) -> Result<u32, ChainError> {
     let front = request.writable.front(mem, Permissions::Write)?;
     let mut filled = 0;
-    for piece in front.as_slice() {
-        let want = piece.iov_len.min(MAX_BYTES - filled);
-        let got = random(&iovec {
-            iov_base: piece.iov_base,
-            iov_len: want,
-        });
+    for piece in front.pieces() {
+        let piece = piece.shortened_to(MAX_BYTES - filled);
+        let want = piece.len();
+        let got = random(&piece);
         filled += got;
         if got < want || filled == MAX_BYTES {
             break;
@@ -93,13 +90,12 @@ fn fill(request: &mut Request, mem: &GuestMemoryMmap) -> Result<u32, ChainError>
 }
 
 /// Fills `piece` of guest memory, and returns how many bytes there are before the host has no more.
-fn random(piece: &iovec) -> usize {
+fn random(piece: &Piece<'_>) -> usize {
     let mut filled = 0;
-    while filled < piece.iov_len {
-        // SAFETY: `piece` is a part of guest memory that stays mapped while the `Iovecs` it came
-        // from lives, `filled` is less than its length, and the kernel writes no further than that.
+    while filled < piece.len() {
+        // SAFETY: `piece` is guest memory that is mapped as long as it lives, `filled` is less than its length, and the kernel writes no further than that.
         // The guest may change the bytes meanwhile: nothing here reads them.
-        let got = unsafe { libc::getrandom(piece.iov_base.add(filled), piece.iov_len - filled, 0) };
+        let got = unsafe { libc::getrandom(piece.start().add(filled), piece.len() - filled, 0) };
         match usize::try_from(got) {
             Ok(got) if got > 0 => filled += got,
             _ if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}

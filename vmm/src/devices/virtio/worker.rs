@@ -147,7 +147,7 @@ fn serve(mut service: Service, events: &mut EventManager<Service>) -> Option<Ser
 }
 
 /// Signals are for the threads that wait for them; this one may have been started by any.
-fn block_signals() {
+pub(super) fn block_signals() {
     // SAFETY: an all-zero sigset_t is a valid value, sigfillset and sigdelset write only to it, and
     // pthread_sigmask reads it and changes the calling thread's mask alone.
     unsafe {
@@ -231,6 +231,10 @@ impl Service {
                     break;
                 };
                 let head = chain.head_index();
+                // `add_used` refuses it too, and logs an error each time.
+                if head >= queue.size() {
+                    return Err(QueueError::InvalidDescriptorIndex);
+                }
                 match self.handler.serve(index, chain, &stop.flag) {
                     Served::Done(written) => queue.add_used(mem, head, written)?,
                     Served::Abandoned => {

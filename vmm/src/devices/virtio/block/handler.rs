@@ -11,6 +11,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_queue::DescriptorChain;
 use vm_memory::{Address, Bytes, GuestMemoryMmap, Permissions};
 
+use super::flusher::FlushError;
 use super::image::Image;
 use super::{MAX_RANGE_SECTORS, MAX_RANGES, SECTOR_SIZE, SEG_MAX, SERIAL_LEN};
 use crate::devices::virtio::buffers::{ChainError, Request};
@@ -57,6 +58,15 @@ enum Failure {
     Chain(#[from] ChainError),
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+impl From<FlushError> for Failure {
+    fn from(error: FlushError) -> Self {
+        match error {
+            FlushError::Stopped => Self::Stopped,
+            FlushError::Io(error) => Self::Io(error),
+        }
+    }
 }
 
 impl Failure {
@@ -132,7 +142,7 @@ impl Handler {
         match kind {
             VIRTIO_BLK_T_IN => self.read(mem, sector, stop),
             VIRTIO_BLK_T_OUT => self.write(mem, sector, stop),
-            VIRTIO_BLK_T_FLUSH => self.flush(),
+            VIRTIO_BLK_T_FLUSH => self.flush(stop),
             VIRTIO_BLK_T_GET_ID => self.identify(mem),
             VIRTIO_BLK_T_DISCARD if self.accepted(VIRTIO_BLK_F_DISCARD) => {
                 self.for_each_range(mem, stop, 0, |image, offset, len, _| {
@@ -165,7 +175,7 @@ impl Handler {
         while data.len() != 0 {
             go_on(stop)?;
             let front = data.front(mem, Permissions::Write)?;
-            let count = self.image.read(offset, front.as_slice())? as u64;
+            let count = self.image.read(offset, &front)? as u64;
             if count == 0 {
                 return Err(Failure::Truncated(offset));
             }
@@ -188,19 +198,19 @@ impl Handler {
         while data.len() != 0 {
             go_on(stop)?;
             let front = data.front(mem, Permissions::Read)?;
-            let count = self.image.write(offset, front.as_slice())? as u64;
+            let count = self.image.write(offset, &front)? as u64;
             if count == 0 {
                 return Err(io::Error::from(ErrorKind::WriteZero).into());
             }
             data.advance(count);
             offset += count;
         }
-        self.write_through()
+        self.write_through(stop)
     }
 
-    fn flush(&self) -> Result<(), Failure> {
+    fn flush(&self, stop: &AtomicBool) -> Result<(), Failure> {
         if !self.image.readonly() {
-            self.image.sync()?;
+            self.image.sync(stop)?;
         }
         Ok(())
     }
@@ -243,7 +253,7 @@ impl Handler {
                 change(&self.image, offset, len, flags)?;
             }
         }
-        self.write_through()
+        self.write_through(stop)
     }
 
     fn check_writable(&self) -> Result<(), Failure> {
@@ -254,9 +264,9 @@ impl Handler {
     }
 
     /// A driver that did not accept flushes relies on each write being durable (section 5.2.6.2).
-    fn write_through(&self) -> Result<(), Failure> {
+    fn write_through(&self, stop: &AtomicBool) -> Result<(), Failure> {
         if !self.accepted(VIRTIO_BLK_F_FLUSH) {
-            self.image.sync()?;
+            self.image.sync(stop)?;
         }
         Ok(())
     }

@@ -3,10 +3,14 @@ use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use libc::iovec;
 
 use super::SECTOR_SIZE;
+use super::flusher::{FlushError, Flusher};
+use crate::devices::virtio::buffers::Iovecs;
 
 /// Why a disk cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +75,8 @@ pub enum DiskError {
 /// A raw disk image or a block device, locked against other users as long as it is open.
 #[derive(Debug)]
 pub(super) struct Image {
-    file: File,
+    file: Arc<File>,
+    flusher: Flusher,
     readonly: bool,
     sectors: u64,
     physical_block: u64,
@@ -113,7 +118,10 @@ impl Image {
                 bytes % SECTOR_SIZE
             );
         }
+        let file = Arc::new(file);
+        let synced = file.clone();
         Ok(Self {
+            flusher: Flusher::start(Box::new(move || synced.sync_data())).map_err(io)?,
             file,
             readonly,
             sectors,
@@ -137,11 +145,11 @@ impl Image {
 
     /// Reads from byte `offset` on into `pieces` of guest memory, and returns how many bytes that
     /// were: 0 at the end of the file, which may have moved since it was opened.
-    pub(super) fn read(&self, offset: u64, pieces: &[iovec]) -> io::Result<usize> {
+    pub(super) fn read(&self, offset: u64, pieces: &Iovecs<'_>) -> io::Result<usize> {
+        let pieces = pieces.as_slice();
         let offset = file_offset(offset)?;
         retry(|| {
-            // SAFETY: the pieces are guest memory that stays mapped while the `Iovecs` they came
-            // from lives, there are as many as said, and the kernel writes nowhere else. The guest
+            // SAFETY: the pieces are guest memory that stays mapped while `Iovecs` lives, there are as many as said, and the kernel writes nowhere else. The guest
             // may use them meanwhile: nothing here relies on what is in them.
             unsafe {
                 libc::preadv64(
@@ -156,7 +164,8 @@ impl Image {
 
     /// Writes from byte `offset` on what is in `pieces` of guest memory, and returns how many bytes
     /// that were.
-    pub(super) fn write(&self, offset: u64, pieces: &[iovec]) -> io::Result<usize> {
+    pub(super) fn write(&self, offset: u64, pieces: &Iovecs<'_>) -> io::Result<usize> {
+        let pieces = pieces.as_slice();
         let offset = file_offset(offset)?;
         retry(|| {
             // SAFETY: as in `read`, and the kernel only reads the pieces.
@@ -171,9 +180,16 @@ impl Image {
         })
     }
 
-    /// Waits until everything written so far is on stable storage.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    /// Waits until everything written so far is on stable storage, or until `stop` is set.
+    pub(super) fn sync(&self, stop: &AtomicBool) -> Result<(), FlushError> {
+        self.flusher.flush(stop)
+    }
+
+    /// An image whose flushes are `sync`.
+    #[cfg(test)]
+    pub(super) fn with_sync(mut self, sync: super::flusher::Sync) -> Self {
+        self.flusher = Flusher::start(sync).unwrap();
+        self
     }
 
     /// Gives up what is in `len` bytes from `offset` on: they read as zeroes.

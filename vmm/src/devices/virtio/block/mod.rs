@@ -8,12 +8,17 @@
 //! `fdatasync(2)`. For a driver that does not accept the feature every write is durable before it
 //! is done.
 //!
+//! Pausing, resetting or dropping the device does not wait for a flush that is under way: its request stays in the
+//! queue and is served again when the device goes on, and the host's fdatasync, which changes no content, ends by
+//! itself.
+//!
 //! # When the image shrinks
 //!
 //! The capacity is what it was at the start. If the file is truncated while the guest runs, reads
 //! beyond its new end fail with an I/O error and writes extend it again.
 
 mod config;
+mod flusher;
 mod handler;
 mod image;
 
@@ -71,6 +76,15 @@ impl Block {
             config: config_space(&image),
             image: Arc::new(image),
         })
+    }
+
+    /// A disk as [`open`](Self::open) makes it, whose flushes are `sync`.
+    #[cfg(test)]
+    pub(super) fn with_sync(config: &DiskConfig, sync: flusher::Sync) -> Self {
+        let mut disk = Self::open(config).unwrap();
+        let image = Arc::into_inner(disk.image).unwrap().with_sync(sync);
+        disk.image = Arc::new(image);
+        disk
     }
 
     /// The capacity in sectors of 512 bytes.

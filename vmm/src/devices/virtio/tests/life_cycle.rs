@@ -1,6 +1,7 @@
 use std::fs;
-use std::sync::Arc;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_mmio::*;
@@ -8,6 +9,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
 
 use super::driver::*;
+use crate::devices::virtio::block::{Block, DiskConfig};
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::{DriverLog, QueueHandler, Served, VirtioDevice};
 
@@ -155,4 +157,46 @@ fn a_load_of_writes_survives_pauses_at_any_time() {
     for (round, block) in bytes.chunks(4096).take(100).enumerate() {
         assert_eq!(block, [round as u8; 4096]);
     }
+}
+
+#[test]
+fn a_flush_that_takes_long_holds_up_neither_pause_nor_reset_nor_drop() {
+    let temp = image(LEN);
+    let (begin, begun) = mpsc::channel();
+    let (end, ended) = mpsc::channel::<()>();
+    let sync = move || {
+        begin.send(()).unwrap();
+        ended.recv().map_err(|_| ErrorKind::BrokenPipe.into())
+    };
+    let config = DiskConfig {
+        path: temp.as_path().into(),
+        readonly: false,
+        serial: None,
+    };
+    let disk = Block::with_sync(&config, Box::new(sync));
+    let mut driver = Driver::started(Box::new(disk));
+    let ask = |driver: &mut Driver| {
+        driver.put_header(VIRTIO_BLK_T_FLUSH, 0);
+        driver.put_chain(&[(HEADER, 16, false), (STATUS, 1, true)]);
+        driver.offer(0);
+        driver.kick();
+        begun.recv().unwrap();
+    };
+    ask(&mut driver);
+    driver.device.pause();
+    assert_eq!(driver.take_used(), None);
+    driver.device.resume();
+    driver.device.pause();
+    driver.device.resume();
+    // The flush under way may have begun before the last write, so another follows it.
+    end.send(()).unwrap();
+    begun.recv().unwrap();
+    end.send(()).unwrap();
+    assert_eq!(driver.wait_used(), 1);
+    assert_eq!(driver.bytes(STATUS, 1), [0]);
+    ask(&mut driver);
+    driver.write(VIRTIO_MMIO_STATUS, 0);
+    driver.start(!0);
+    drop(driver);
+    drop(end);
 }
