@@ -100,10 +100,11 @@ impl Machine {
 /// The debug exit's ports, if no device of [`Machine::new`] has one of them.
 fn debug_exit_range(port: u16) -> Result<PioRange, ConfigError> {
     const WIDTH: u16 = 4;
-    const TAKEN: [(u16, u16); 6] = [
+    const TAKEN: [(u16, u16); 7] = [
         (layout::COM1, 8),
         (layout::I8042, 5),
         (layout::RTC, 2),
+        (layout::PCI_CONFIG, 8),
         (layout::PM1A_EVENT, 6),
         (layout::ACPI_RESET, 1),
         (layout::BOOT_TIMER, 1),

@@ -99,7 +99,11 @@ fn answers(
     ))
 }
 
+/// The exit status, and a guest's kernel that calls nothing fatal.
 fn expect_status(outcome: &Outcome, expected: i32) -> Result<(), Failed> {
+    if let Some(line) = outcome.console.lines().find(|line| line.contains("Fatal")) {
+        return Err(format!("the guest's kernel says: {line}").into());
+    }
     if outcome.status.code() == Some(expected) {
         return Ok(());
     }

@@ -101,7 +101,13 @@ const MOST: u64 = 0x1000;
 impl Model for Passthrough {
     const TYPE: &'static str = "passthrough";
     const SUMMARY: &'static str = "the host's own MSRs, from /dev/cpu/N/msr";
-    const SYSCALLS: &'static [Syscall] = &[Syscall::PREAD64, Syscall::PWRITE64, Syscall::GETCPU];
+    const SYSCALLS: &'static [Syscall] = &[
+        Syscall::CLOCK_GETTIME,
+        Syscall::FUTEX,
+        Syscall::GETCPU,
+        Syscall::PREAD64,
+        Syscall::PWRITE64,
+    ];
     type Config = Config;
 
     fn build(name: String, config: Config, context: &DeviceContext) -> Result<Self, String> {

@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::devices::virtio::worker::block_signals;
@@ -15,11 +15,14 @@ use crate::devices::virtio::worker::block_signals;
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Brings what has been written to stable storage.
-pub(super) type Sync = Box<dyn Fn() -> io::Result<()> + Send>;
+pub(super) type SyncFn = Box<dyn Fn() -> io::Result<()> + Send>;
 
 /// A thread that flushes when it is asked to. Dropping it lets a flush that is under way end by itself.
 #[derive(Debug)]
-pub(super) struct Flusher(Arc<Shared>);
+pub(super) struct Flusher {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -63,16 +66,19 @@ impl Flusher {
     /// # Errors
     ///
     /// Where the host has no more threads.
-    pub(super) fn start(sync: Sync) -> io::Result<Self> {
+    pub(super) fn start(sync: SyncFn) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let flusher = Self(shared.clone());
-        thread::Builder::new()
+        let serving = shared.clone();
+        let thread = thread::Builder::new()
             .name("flush".to_owned())
             .spawn(move || {
                 block_signals();
-                shared.serve(&sync);
+                serving.serve(&sync);
             })?;
-        Ok(flusher)
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// Has everything flushed that was written before, and waits for it until `stop` is set.
@@ -83,7 +89,7 @@ impl Flusher {
     pub(super) fn flush(&self, stop: &AtomicBool) -> Result<(), FlushError> {
         // One that is under way may have begun before the last write.
         let mut state = self
-            .0
+            .shared
             .wait_while(stop, |state| matches!(state.step, Step::Busy))?;
         if let Step::Done(Err(error)) = std::mem::take(&mut state.step) {
             state.missed = Some(error);
@@ -92,10 +98,10 @@ impl Flusher {
             return Err(FlushError::Io(error));
         }
         state.step = Step::Asked;
-        self.0.changed.notify_all();
+        self.shared.changed.notify_all();
         drop(state);
         let mut state = self
-            .0
+            .shared
             .wait_while(stop, |state| !matches!(state.step, Step::Done(_)))?;
         match std::mem::take(&mut state.step) {
             Step::Done(result) => result.map_err(FlushError::Io),
@@ -106,13 +112,23 @@ impl Flusher {
 
 impl Drop for Flusher {
     fn drop(&mut self) {
-        self.0.state().closed = true;
-        self.0.changed.notify_all();
+        let mut state = self.shared.state();
+        state.closed = true;
+        let busy = matches!(state.step, Step::Busy);
+        drop(state);
+        self.shared.changed.notify_all();
+        // A flush that is under way ends by itself, and with it the thread, which keeps the disk open until then.
+        if let Some(thread) = self.thread.take()
+            && !busy
+        {
+            // A panic was reported when it happened.
+            let _ = thread.join();
+        }
     }
 }
 
 impl Shared {
-    fn serve(&self, sync: &Sync) {
+    fn serve(&self, sync: &SyncFn) {
         let mut state = self.state();
         loop {
             if state.closed {

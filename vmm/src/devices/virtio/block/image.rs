@@ -187,7 +187,7 @@ impl Image {
 
     /// An image whose flushes are `sync`.
     #[cfg(test)]
-    pub(super) fn with_sync(mut self, sync: super::flusher::Sync) -> Self {
+    pub(super) fn with_sync(mut self, sync: super::flusher::SyncFn) -> Self {
         self.flusher = Flusher::start(sync).unwrap();
         self
     }

@@ -10,7 +10,7 @@
 //!
 //! Pausing, resetting or dropping the device does not wait for a flush that is under way: its request stays in the
 //! queue and is served again when the device goes on, and the host's fdatasync, which changes no content, ends by
-//! itself.
+//! itself. Until it does, the image of a disk that was dropped is in use.
 //!
 //! # When the image shrinks
 //!
@@ -80,7 +80,7 @@ impl Block {
 
     /// A disk as [`open`](Self::open) makes it, whose flushes are `sync`.
     #[cfg(test)]
-    pub(super) fn with_sync(config: &DiskConfig, sync: flusher::Sync) -> Self {
+    pub(super) fn with_sync(config: &DiskConfig, sync: flusher::SyncFn) -> Self {
         let mut disk = Self::open(config).unwrap();
         let image = Arc::into_inner(disk.image).unwrap().with_sync(sync);
         disk.image = Arc::new(image);
