@@ -79,3 +79,8 @@ pub use parse::{ParseAccessError, ParseRangeError, ParseVerdictError};
 pub use range::{EmptyRange, MsrRange};
 pub use rule::{FilterSpec, Rule, Verdict};
 pub use warning::{FAST_PATH, LINUX_BOOT, LINUX_BOOT_INTEL, TSC_DEADLINE, Warning};
+
+/// The README's examples, compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
