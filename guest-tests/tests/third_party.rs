@@ -96,7 +96,7 @@ fn the_readmes_project_is_an_msr_vmm_with_one_device_more() {
     let explained = text(&program, &["explain", "0x401", "--config", config]);
     assert!(explained.contains("device `mailbox`"), "{explained}");
     let filter = text(&program, &["filter", config]);
-    assert!(filter.contains("0x400"), "{filter}");
+    assert!(filter.contains("0x00000400  0x00000401"), "{filter}");
     let completions = text(&program, &["completions", "bash"]);
     assert!(completions.contains("mailbox"), "{completions}");
 
