@@ -21,7 +21,7 @@ pub const ROOT_VARIABLE: &str = "MSR_ASSETS";
 pub const ROOT: &str = "/assets";
 
 /// The examples that tests run.
-const EXAMPLES: &[&str] = &["smallest", "msr_device", "embed"];
+const EXAMPLES: &[&str] = &["smallest", "msr_device", "embed", "msr_state"];
 
 /// The modules that the Linux guests of the tests load, without their dependencies.
 const GUEST_MODULES: &[&str] = &["msr", "cpuid", "button", "virtio-rng"];

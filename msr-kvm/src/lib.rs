@@ -9,7 +9,7 @@
 //!
 //! [`VmMsrs::set_rules`] changes the filter of a running VM, [`MsrStats`] counts, [`HostClock`] measures the vCPU
 //! threads' CPU time for devices that model energy and frequency, [`host_cpu`] is the CPU that a guest is shown by
-//! default, and `check` finds out what the host's KVM can do.
+//! default, [`state`] saves and restores MSRs, and `check` finds out what the host's KVM can do.
 //!
 //! # Features
 //!
@@ -32,6 +32,7 @@ mod plan;
 #[cfg(feature = "config")]
 mod profile;
 mod source;
+pub mod state;
 mod stats;
 mod vcpu;
 mod vm;

@@ -7,6 +7,7 @@ mod differential;
 mod embedding;
 mod filter;
 mod live_swap;
+mod msr_state;
 mod probe;
 mod random;
 mod reasons;
@@ -23,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         embedding::trials(),
         filter::trials(),
         live_swap::trials(),
+        msr_state::trials(),
         probe::trials(),
         reasons::trials(),
         registers::trials(),
