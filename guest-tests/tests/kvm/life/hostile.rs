@@ -94,7 +94,8 @@ fn a_microcode_update_of_the_largest_size_holds_up_no_pause() -> Result<(), Fail
     ] {
         let vm = start(
             &mut load_updates_for_ever(table)?,
-            "cpu.vendor = 'GenuineIntel'\n[[msr.device]]\ntype = 'microcode'\nsignature = 0x606a6",
+            "cpu = { vendor = 'GenuineIntel', family = 6, model = 106 }\n\
+             [[msr.device]]\ntype = 'microcode'\nsignature = 0x606a6",
         )?;
         longest_pause(&vm, what);
         vm.stop();
