@@ -33,8 +33,11 @@ fn the_readmes_vmm_answers_by_two_devices_a_swapped_filter_and_counts() -> Outco
                 "default",
                 "(unclaimed)"
             ],
+            vec!["last", "0x0:", "tsc=0"],
             vec!["0x17", "IA32_PLATFORM_ID", "1", "0", "0", "table"],
+            vec!["last", "0x123456789abcdef0:", "platform-id=5"],
             vec!["0x400", "IA32_MC0_CTL", "0", "1", "0", "scratch"],
+            vec!["last", "0x123456789abcdef0:", "enable=0x123456789abcdef0"],
         ],
         "{text}"
     );
