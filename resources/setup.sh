@@ -32,12 +32,16 @@ fi
 if [ -z "${QEMU:-}" ]; then
     need qemu-system-x86 command -v qemu-system-x86_64
 fi
+# What the tests of completions and man pages run.
+need zsh command -v zsh
+need fish command -v fish
+need groff-base command -v groff
 
 command -v cargo >/dev/null || die "cargo is missing: install Rust (https://rustup.rs)"
 [ ${#packages[@]} -gt 0 ] || exit 0
 
 need_apt "this is not Debian or Ubuntu: install what provides these Debian packages: ${packages[*]}
-(a C compiler, glibc's libc.a, make, e2fsprogs, qemu-system-x86_64), and give a Linux kernel as KERNEL= and MODULES="
+(a C compiler, glibc's libc.a, make, e2fsprogs, qemu-system-x86_64, zsh, fish, groff), and give a Linux kernel as KERNEL= and MODULES="
 
 for package in "${packages[@]}"; do
     apt_knows "$package" || { apt_update && break; }

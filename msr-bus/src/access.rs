@@ -22,6 +22,7 @@ impl fmt::Display for VcpuId {
 /// Why KVM handed an access to userspace (Documentation/virt/kvm/api.rst, section
 /// "`KVM_CAP_X86_USER_SPACE_MSR`").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ExitReason {
     /// The MSR filter denies the access (`KVM_MSR_EXIT_REASON_FILTER`).

@@ -67,7 +67,7 @@ impl schemars::JsonSchema for U64 {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": ["integer", "string"], "title": "64-bit value" })
+        schemars::json_schema!({ "type": ["integer", "string"], "title": "a 64-bit value" })
     }
 }
 

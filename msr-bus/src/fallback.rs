@@ -6,6 +6,7 @@ use crate::{ExitReason, GeneralProtection};
 
 /// The answer to an access that no device claims.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Unclaimed {
     /// The guest gets #GP, as hardware does for an MSR it lacks.
@@ -17,6 +18,7 @@ pub enum Unclaimed {
 
 /// The answer for each exit reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Fallback {
     /// For accesses the filter denies.

@@ -41,12 +41,16 @@ mod config;
 mod cpu;
 mod device;
 pub mod devices;
+#[cfg(feature = "config")]
+mod document;
 mod fallback;
 mod filter;
 #[cfg(feature = "config")]
-mod keys;
+pub mod keys;
 mod lookup;
 mod model;
+#[cfg(feature = "config")]
+mod nearest;
 mod observer;
 #[cfg(feature = "config")]
 mod registry;
@@ -62,12 +66,16 @@ pub use bus::{BuildError, BusBuilder, MsrBus};
 pub use config::U64;
 pub use cpu::{CpuIdentity, CpuVendor};
 pub use device::MsrDevice;
+#[cfg(feature = "config")]
+pub use document::{Document, DocumentError, Location};
 pub use fallback::{Fallback, Unclaimed};
 pub use filter::Contradiction;
 #[cfg(feature = "config")]
 pub use keys::Key;
 pub use model::{DeviceContext, Model};
 pub use msr_filter::{Access, MsrRange};
+#[cfg(feature = "config")]
+pub use nearest::nearest;
 pub use observer::{AnsweredBy, MsrEvent, MsrObserver};
 #[cfg(feature = "config")]
 pub use registry::{ConfigError, DeviceConfig, DeviceModel};

@@ -1,14 +1,16 @@
 //! Device models by name, for configurations.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use schemars::{JsonSchema, Schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::{DeviceContext, Key, Model, MsrDevice, Syscall, devices, keys};
+use crate::keys::{self, Key, KeyError};
+use crate::{DeviceContext, Model, MsrDevice, Syscall, devices, nearest};
 
 /// A device as a configuration describes it: `type`, optionally `name`, and the model's own keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,14 +26,39 @@ pub struct DeviceConfig {
     pub keys: toml::Table,
 }
 
+impl JsonSchema for DeviceConfig {
+    fn schema_name() -> Cow<'static, str> {
+        "DeviceConfig".into()
+    }
+
+    /// The keys that every device has. What else there may be is for the models to say: see [`DeviceConfig::schema`].
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "required": ["type"],
+            "properties": {
+                "type": {
+                    "type": "string",
+                    "description": "Which device model answers. `msr-vmm devices` lists them, with the keys of each.",
+                },
+                "name": {
+                    "type": "string",
+                    "description": "What messages and tables call the device; the model's name unless given.",
+                },
+            },
+            "additionalProperties": true,
+        })
+    }
+}
+
 /// What is wrong with a device's configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// There is no such model.
     #[error(
-        "there is no device type `{model}`{}; `msr-vmm devices` lists them",
-        did_you_mean(nearest)
+        "there is no device type `{model}`; {}",
+        nearest.as_ref().map_or("`msr-vmm devices` lists them".into(), |name| format!("did you mean `{name}`?"))
     )]
     UnknownModel {
         /// The type asked for.
@@ -39,29 +66,20 @@ pub enum ConfigError {
         /// The model whose name is most like it.
         nearest: Option<String>,
     },
-    /// The model has no such key.
-    #[error(
-        "device `{device}`: {model} has no key `{key}`{}; the keys there are {keys}",
-        did_you_mean(nearest)
-    )]
-    UnknownKey {
+    /// A key is unknown, missing, or has a value of the wrong kind.
+    #[error("device `{device}`: {error}")]
+    Key {
         /// The device's name.
         device: String,
-        /// The model.
-        model: &'static str,
-        /// The key found, with its path within the device's table.
-        key: String,
-        /// The key whose name is most like it.
-        nearest: Option<String>,
-        /// Every key that could stand there.
-        keys: String,
+        /// Which key of the device's table, and what is wrong with it.
+        error: Box<KeyError>,
     },
     /// A key has a value it cannot have.
-    #[error("device `{device}`: {key}: {message}")]
+    #[error("device `{device}`: {}{message}", in_key(key))]
     Value {
         /// The device's name.
         device: String,
-        /// The key, with its path within the device's table.
+        /// The key, with its path within the device's table; empty where it is not one key alone.
         key: String,
         /// What is wrong with the value.
         message: String,
@@ -76,10 +94,25 @@ pub enum ConfigError {
     },
 }
 
-fn did_you_mean(nearest: &Option<String>) -> String {
-    nearest
-        .as_ref()
-        .map_or(String::new(), |name| format!(", did you mean `{name}`?"))
+fn in_key(key: &str) -> String {
+    if key.is_empty() {
+        String::new()
+    } else {
+        format!("{key}: ")
+    }
+}
+
+impl ConfigError {
+    /// The key of the device's table that is wrong, with its path; empty where it is the device as a whole.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::UnknownModel { .. } => "type",
+            Self::Key { error, .. } => &error.key,
+            Self::Value { key, .. } => key,
+            // Models name the key first.
+            Self::Device { message, .. } => message.split_once(": ").map_or("", |(key, _)| key),
+        }
+    }
 }
 
 type Build = fn(String, toml::Table, &DeviceContext) -> Result<Arc<dyn MsrDevice>, ConfigError>;
@@ -137,7 +170,7 @@ impl DeviceModel {
     /// The model's keys, those of a table before those of the tables in it. Every device has `type` and
     /// `name` besides.
     pub fn keys(&self) -> Vec<Key> {
-        keys::list(self.schema().as_value())
+        Key::list(self.schema().as_value())
     }
 }
 
@@ -182,22 +215,17 @@ impl DeviceConfig {
             .iter()
             .find(|m| m.name == self.model)
             .ok_or_else(|| {
-                let nearest = nearest(&self.model, models.iter().map(|m| m.name));
+                let nearest =
+                    nearest(&self.model, models.iter().map(|m| m.name)).map(str::to_owned);
                 ConfigError::UnknownModel {
                     model: self.model.clone(),
                     nearest,
                 }
             })?;
         let name = self.name.clone().unwrap_or_else(|| self.model.clone());
-        keys::check(model.schema().as_value(), &self.keys).map_err(|unknown| {
-            let nearest = nearest(&unknown.key, unknown.known.iter().map(String::as_str));
-            ConfigError::UnknownKey {
-                device: name.clone(),
-                model: model.name,
-                key: unknown.table + &unknown.key,
-                nearest,
-                keys: unknown.known.join(", "),
-            }
+        keys::check(model.schema().as_value(), &self.keys).map_err(|error| ConfigError::Key {
+            device: name.clone(),
+            error: Box::new(error),
         })?;
         (model.build)(name, self.keys.clone(), context)
     }
@@ -212,7 +240,8 @@ where
     M::Config: DeserializeOwned,
 {
     let config = serde_path_to_error::deserialize(toml::Value::Table(keys)).map_err(|error| {
-        let key = error.path().to_string();
+        // The path of the table itself is a dot.
+        let key = error.path().to_string().trim_matches('.').to_owned();
         ConfigError::Value {
             device: name.clone(),
             key,
@@ -226,15 +255,6 @@ where
             message,
         }),
     }
-}
-
-/// The candidate most like `name`, if any is like it at all.
-fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
-    candidates
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, candidate)| candidate.to_owned())
 }
 
 #[cfg(test)]

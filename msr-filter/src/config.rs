@@ -30,6 +30,7 @@ use crate::{Access, FilterSpec, MsrRange, Rule, Verdict};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct FilterConfig {
     /// The verdict where no rule matches: allow where it is not said, as in KVM without a filter.
@@ -46,10 +47,12 @@ pub struct FilterConfig {
 /// One rule of a [`FilterConfig`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct RuleConfig {
     /// The MSRs the rule speaks of. At least one, when it comes from a file.
     #[cfg_attr(feature = "serde", serde(deserialize_with = "at_least_one"))]
+    #[cfg_attr(feature = "schemars", schemars(length(min = 1)))]
     pub msrs: Vec<MsrRange>,
     /// The kinds of access it speaks of, both where it is not said.
     #[cfg_attr(feature = "serde", serde(default = "Access::all"))]

@@ -58,6 +58,8 @@ mod parse;
 mod range;
 mod resolve;
 mod rule;
+#[cfg(feature = "schemars")]
+mod schema;
 #[cfg(feature = "serde")]
 mod serde_impls;
 mod warning;

@@ -4,20 +4,25 @@ use std::path::PathBuf;
 
 use msr_bus::{DeviceConfig, DeviceModel, ExitReason, Fallback, Unclaimed};
 use msr_filter::{FilterConfig, Verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{FilterLayer, InitialMsr, Layer, MsrPlanBuilder, PlanError, profile};
 
 /// Who answers which MSR.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MsrConfig {
-    /// The reasons for which KVM asks userspace; for the others it injects #GP itself.
+    /// The reasons for which KVM asks userspace; for the others it injects #GP itself. "filter": the filter denies the
+    /// access. "unknown": KVM has no such MSR. "invalid": KVM rejects the value or the kind of access.
     pub exits: Vec<ExitReason>,
     /// The answer to what no device claims: `"fault"`, `"ignore"`, or a table with one for each reason.
     #[serde(deserialize_with = "uniform_or_each")]
+    #[schemars(with = "WrittenFallback", extend("default" = "fault"))]
     pub unclaimed: Fallback,
-    /// A profile: the name of one that comes with the VMM, or a file. It is a layer that narrows what `filter` allows.
+    /// A profile: the name of one that comes with the program (`linux-guest`, `kvm-pv-only`, `deny-writes`), or a file. It
+    /// is a layer that narrows what `filter` allows.
+    #[schemars(title = "a profile's name or a path")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<PathBuf>,
     /// What the kernel may answer, apart from what devices claim, and as far as every layer allows it.
@@ -29,7 +34,7 @@ pub struct MsrConfig {
     /// What MSRs that KVM keeps hold when a vCPU starts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub initial: Vec<InitialMsr>,
-    /// The MSR devices.
+    /// The MSR devices, which answer in userspace. What they claim is denied in the kernel, so that KVM asks them.
     #[serde(rename = "device", skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceConfig>,
 }
@@ -60,19 +65,21 @@ fn is_default(filter: &FilterConfig) -> bool {
     *filter == no_rules()
 }
 
+/// How a configuration writes a [`Fallback`].
+#[derive(Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "\"fault\", \"ignore\", or a table that gives one of them for `filter`, `unknown` and `invalid`"
+)]
+enum WrittenFallback {
+    Uniform(Unclaimed),
+    Each(Fallback),
+}
+
 fn uniform_or_each<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fallback, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(
-        untagged,
-        expecting = "\"fault\", \"ignore\", or a table that gives one of them for `filter`, `unknown` and `invalid`"
-    )]
-    enum Written {
-        Uniform(Unclaimed),
-        Each(Fallback),
-    }
-    Ok(match Written::deserialize(deserializer)? {
-        Written::Uniform(answer) => Fallback::uniform(answer),
-        Written::Each(fallback) => fallback,
+    Ok(match WrittenFallback::deserialize(deserializer)? {
+        WrittenFallback::Uniform(answer) => Fallback::uniform(answer),
+        WrittenFallback::Each(fallback) => fallback,
     })
 }
 

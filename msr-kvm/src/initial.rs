@@ -17,6 +17,7 @@ use crate::{MsrPlan, PlanError, VmMsrsError};
 
 /// What an MSR that KVM keeps holds when a vCPU starts (`[[msr.initial]]`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(try_from = "Written", into = "Written")]
 pub struct InitialMsr {
     /// The MSR index.
@@ -31,6 +32,7 @@ pub struct InitialMsr {
 
 /// What becomes of a VM whose KVM refuses an initial value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum OnRefusal {
     /// It is not built.
@@ -42,13 +44,17 @@ pub enum OnRefusal {
 
 /// An initial value as a configuration writes it.
 #[derive(Deserialize, Serialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Written {
-    /// By index or name.
+    /// The MSR, by index or name.
     msr: MsrRange,
+    /// The value; only bits that `mask` has.
     value: U64,
+    /// The bits that are given, all of them unless said. The others stay as KVM has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mask: Option<U64>,
+    /// What becomes of the VM where KVM does not take the value: "error" (it is not built) or "warn" (it is built without).
     #[serde(default, skip_serializing_if = "is_error")]
     refused: OnRefusal,
 }

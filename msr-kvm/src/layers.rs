@@ -16,6 +16,7 @@ use crate::source::RuleSource;
 
 /// A filter that narrows the others of a configuration (`[[msr.layer]]`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FilterLayer {
     /// What messages call it, such as "model icelake-server". The configuration's own layer is called "".

@@ -48,7 +48,10 @@ pub use layers::{FilterLayer, Layer, LostRule};
 pub use memory::{NoMemory, PhysicalMemory};
 pub use plan::{MsrPlan, MsrPlanBuilder, PlanError};
 #[cfg(feature = "config")]
-pub use profile::{ProfileError, is_built_in as is_built_in_profile, load as load_profile};
+pub use profile::{
+    ProfileError, built_in as built_in_profiles, is_built_in as is_built_in_profile,
+    load as load_profile,
+};
 pub use source::RuleSource;
 pub use stats::{Counts, MsrStats};
 pub use vcpu::VcpuMsrs;

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use msr_bus::{Document, DocumentError, nearest};
 use msr_filter::FilterConfig;
 
 /// The profiles that come with the VMM.
@@ -16,8 +17,12 @@ const BUILT_IN: [(&str, &str); 3] = [
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProfileError {
-    /// The file cannot be read.
-    #[error("cannot read profile {}: {source}; built in are {}", path.display(), names())]
+    /// The file cannot be read, and no profile that comes with the VMM has the name.
+    #[error(
+        "cannot read profile {}: {source}; {}",
+        path.display(),
+        did_you_mean(path).unwrap_or_else(|| format!("built in are {}", names()))
+    )]
     Read {
         /// The file.
         path: PathBuf,
@@ -25,13 +30,14 @@ pub enum ProfileError {
         source: io::Error,
     },
     /// The file is not a filter.
-    #[error("profile {}: {source}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, with the line.
-        source: Box<toml::de::Error>,
-    },
+    #[error(transparent)]
+    File(DocumentError),
+}
+
+fn did_you_mean(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let nearest = nearest(name, BUILT_IN.iter().map(|(name, _)| *name))?;
+    Some(format!("did you mean `{nearest}`?"))
 }
 
 fn names() -> String {
@@ -43,6 +49,11 @@ pub fn is_built_in(path: &Path) -> bool {
     BUILT_IN.iter().any(|(name, _)| path == Path::new(name))
 }
 
+/// The profiles that come with the VMM: their names and files.
+pub fn built_in() -> impl Iterator<Item = (&'static str, &'static str)> {
+    BUILT_IN.into_iter()
+}
+
 /// The profile of that name, or else in that file.
 ///
 /// # Errors
@@ -50,17 +61,17 @@ pub fn is_built_in(path: &Path) -> bool {
 /// [`ProfileError`].
 pub fn load(path: &Path) -> Result<FilterConfig, ProfileError> {
     let built_in = BUILT_IN.iter().find(|(name, _)| path == Path::new(name));
-    let text = match built_in {
-        Some((_, text)) => (*text).to_owned(),
-        None => std::fs::read_to_string(path).map_err(|source| ProfileError::Read {
-            path: path.to_owned(),
-            source,
+    let document = match built_in {
+        Some((name, text)) => Document::new(*name, *text),
+        None => Document::read(path).map_err(|error| match error {
+            DocumentError::Read { source, .. } => ProfileError::Read {
+                path: path.to_owned(),
+                source,
+            },
+            other => ProfileError::File(other),
         })?,
     };
-    toml::from_str(&text).map_err(|source| ProfileError::Parse {
-        path: path.to_owned(),
-        source: Box::new(source),
-    })
+    document.parse().map_err(ProfileError::File)
 }
 
 #[cfg(test)]
@@ -76,11 +87,13 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_profile_is_an_error_that_lists_the_known_ones() {
-        let error = load(Path::new("linux-gest")).unwrap_err().to_string();
-        assert!(
-            error.contains("linux-gest") && error.contains("linux-guest"),
-            "{error}"
-        );
+    fn an_unknown_profile_is_refused_with_the_nearest_or_all_of_them() {
+        for (name, advice) in [
+            ("linux-gest", "did you mean `linux-guest`?"),
+            ("zzz", "built in are linux-guest, kvm-pv-only, deny-writes"),
+        ] {
+            let error = load(Path::new(name)).unwrap_err().to_string();
+            assert!(error.contains(name) && error.ends_with(advice), "{error}");
+        }
     }
 }

@@ -6,10 +6,21 @@
 
 use std::error::Error;
 use std::io;
+use std::process::ExitCode;
 
 use msr_vmm::{Config, ShutdownReason, Vm};
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("smallest: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
     let mut config = Config::default();
     config.vm.kernel = arguments.next().map(Into::into);

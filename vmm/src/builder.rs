@@ -127,6 +127,7 @@ impl VmBuilder {
         let timing = self.timing;
         let mark = |event| timing.iter().for_each(|timing| timing.mark(event));
         let config = self.config;
+        config.vm.check()?;
         let topology = config.vm.topology()?;
         let kernel = config.vm.kernel.as_deref().ok_or(ConfigError::NoKernel)?;
         let devices = virtio_devices(&config.vm)?;

@@ -68,7 +68,7 @@ pub enum VmError {
     #[error(transparent)]
     Virtio(#[from] AttachError),
     /// KVM cannot be opened.
-    #[error("cannot open /dev/kvm: {0}; `msr-vmm check` says what is missing")]
+    #[error("cannot open /dev/kvm: {}; {}", .0, remedy(.0))]
     Open(kvm_ioctls::Error),
     /// KVM refused part of the set-up.
     #[error("{what} failed: {source}; `msr-vmm check` says what this KVM can do")]
@@ -88,6 +88,40 @@ pub enum VmError {
     },
 }
 
+/// The key of the configuration that a plan cannot be made of.
+fn plan_key(error: &PlanError) -> Option<String> {
+    match error {
+        PlanError::Device { number, source } => {
+            let (number, key) = (number - 1, source.key());
+            let dot = if key.is_empty() { "" } else { "." };
+            Some(format!("msr.device[{number}]{dot}{key}"))
+        }
+        PlanError::Contradiction(error) => Some(format!("msr.filter.rule[{}]", error.rule)),
+        PlanError::InitialClaimed { number, .. }
+        | PlanError::InitialTwice { second: number, .. } => {
+            Some(format!("msr.initial[{}]", number - 1))
+        }
+        PlanError::NoFilterExit(_) => Some("msr.exits".into()),
+        PlanError::Profile(_) => Some("msr.profile".into()),
+        PlanError::Bus(_) => Some("msr.device".into()),
+        PlanError::TooManyRanges { .. } | PlanError::Compile(_) => Some("msr.filter".into()),
+        _ => None,
+    }
+}
+
+/// What to do about a /dev/kvm that cannot be opened.
+fn remedy(error: &kvm_ioctls::Error) -> &'static str {
+    match error.errno() {
+        libc::EACCES | libc::EPERM => {
+            "give yourself access with `sudo usermod -aG kvm $USER` and log in again, or run as root"
+        }
+        libc::ENOENT => {
+            "load KVM with `sudo modprobe kvm_intel` or `sudo modprobe kvm_amd`, and turn virtualization on in the firmware"
+        }
+        _ => "`msr-vmm check` says what is missing",
+    }
+}
+
 impl VmError {
     /// Whether the user can mend it by asking for something else (exit status 2), or the host or its KVM
     /// refuses (1).
@@ -103,6 +137,16 @@ impl VmError {
             Self::Virtio(error) => matches!(error, AttachError::TooMany(_)),
             Self::Memory(error) => !matches!(error, MemoryError::Register(_)),
             _ => false,
+        }
+    }
+
+    /// The key of the configuration that is wrong, such as `msr.device[0].type` with lists counted from 0, if it is one.
+    pub fn key(&self) -> Option<String> {
+        match self {
+            Self::Config(error) => error.key().map(str::to_owned),
+            Self::CpuModel(error) => Some(error.key()),
+            Self::Msr(error) => plan_key(error),
+            _ => None,
         }
     }
 

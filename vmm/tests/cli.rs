@@ -284,17 +284,6 @@ fn every_device_model_is_listed_with_its_keys() {
 }
 
 #[test]
-fn completions_and_man_pages_come_from_the_command_line_itself() {
-    assert!(stdout(&["completions", "bash"]).contains("--msr-stats"));
-    let folder = std::env::temp_dir().join(format!("msr-vmm-man-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    stdout(&["man", folder.to_str().unwrap()]);
-    let page = std::fs::read_to_string(folder.join("msr-vmm-run.1")).unwrap();
-    std::fs::remove_dir_all(&folder).unwrap();
-    assert!(page.contains("msr\\-stats"));
-}
-
-#[test]
 fn the_printed_configuration_is_itself_one_and_prints_the_same() {
     let config = ConfigFile::new(
         "print",
@@ -354,4 +343,245 @@ fn the_printed_configuration_is_itself_one_and_prints_the_same() {
         stdout(&["run", "--config", again.path(), "--print-config"]),
         printed
     );
+}
+
+#[test]
+fn errors_are_one_line_with_the_place_and_what_would_be_right() {
+    for (name, text, message) in [
+        (
+            "key",
+            "[vm]\nmemroy = 5\n",
+            ":2:1: there is no key `memroy` here; did you mean `memory`?\n",
+        ),
+        ("table", "vm = 5\n", ":1:6: `vm` is 5; it takes a table\n"),
+        (
+            "device-type",
+            "[[msr.device]]\ntype = \"tabel\"\n",
+            ":2:8: there is no device type `tabel`; did you mean `table`?\n",
+        ),
+        (
+            "device-key",
+            "[[msr.device]]\ntype = \"scratch\"\nmsr = 1\nresset = 5\n",
+            ":4:10: device `scratch`: there is no key `resset` here; did you mean `reset`?\n",
+        ),
+        (
+            "missing",
+            "[[msr.device]]\ntype = \"forward\"\n",
+            ":1:1: device `forward`: the key `msrs` is missing; it takes a list, each an MSR's index or name, or a range such as \"0x600-0x63f\"\n",
+        ),
+        (
+            "cpus",
+            "[vm]\ncpus = 129\n",
+            ":2:8: vm.cpus is 129; it takes a whole number from 1 to 128\n",
+        ),
+        (
+            "memory",
+            "[vm]\nmemory = \"64k\"\n",
+            ":2:10: vm.memory is 64K; a guest needs at least 2M\n",
+        ),
+        (
+            "family",
+            "[cpu]\nfamily = 5000\n",
+            ":2:10: [cpu]: cpu.family = 5000 is too large: at most 270 can be shown\n",
+        ),
+    ] {
+        let config = ConfigFile::new(&format!("error-{name}"), text);
+        for command in [&["run", "--print-config"][..], &["explain", "0x10"]] {
+            let mut arguments = command.to_vec();
+            arguments.extend(["--config", config.path()]);
+            let error = refusal(&arguments);
+            assert_eq!(error, format!("msr-vmm: {}{message}", config.path()));
+        }
+    }
+}
+
+#[test]
+fn names_that_are_nearly_right_are_answered_with_the_right_one() {
+    for (arguments, right) in [
+        (
+            &["filter", "--model", "icelake-sever"][..],
+            "did you mean `icelake-server`?",
+        ),
+        (
+            &["filter", "--profile", "linux-gest"],
+            "did you mean `linux-guest`?",
+        ),
+        (&["devices", "scrach"], "did you mean `scratch`?"),
+        (&["--log", "inf", "devices"], "'info'"),
+        (
+            &["explain", "MSR_PLATFROM_INFO", "--model", "zen3-server"],
+            "did you mean MSR_PLATFORM_INFO?",
+        ),
+    ] {
+        let error = refusal(arguments);
+        assert!(error.contains(right), "{error}");
+    }
+}
+
+#[test]
+fn what_cannot_be_is_named_with_the_way_out() {
+    let twice = ConfigFile::new(
+        "twice",
+        "[[vm.disk]]\npath = \"d\"\n[[vm.disk]]\npath = \"d\"\n",
+    );
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    for (arguments, words) in [
+        (&["run", "--memory", "64k"][..], &["64k", "at least 2M"][..]),
+        (
+            &["run", "--config", "resources/models/zen3-server.toml"],
+            &["is a CPU model", "--model"],
+        ),
+        (
+            &["run", "--config", "resources/profiles/linux-guest.toml"],
+            &["is a profile", "--profile"],
+        ),
+        (
+            &["run", "--config", twice.path(), "--print-config"],
+            &[":1:", "same file", "once"],
+        ),
+        (
+            &["run", "--disk", "a", "--disk", "a", "--print-config"],
+            &["same file"],
+        ),
+        (&["man", manifest], &["cannot write", manifest]),
+        (
+            &["import", "bochs", "/nonexistent"],
+            &["cannot read /nonexistent"],
+        ),
+        (&["filter", "/"], &["cannot read /: "]),
+    ] {
+        let error = refusal(arguments);
+        assert_eq!(
+            error.lines().filter(|l| l.starts_with("msr-vmm: ")).count(),
+            usize::from(!error.starts_with("error:")),
+            "{error}"
+        );
+        for word in words {
+            assert!(error.contains(word), "no {word:?} in {error}");
+        }
+    }
+}
+
+#[test]
+fn explain_filter_and_check_take_a_model_and_a_profile() {
+    let text = stdout(&["explain", "MSR_PLATFORM_INFO", "--model", "icelake-server"]);
+    assert!(text.contains("device `platform`"), "{text}");
+    let json: Value = serde_json::from_str(&stdout(&[
+        "explain",
+        "IA32_EFER",
+        "--profile",
+        "linux-guest",
+        "--json",
+    ]))
+    .unwrap();
+    assert_eq!(json["msr"], 0xc000_0080_u32);
+    assert_eq!(json["name"], "IA32_EFER");
+    assert_eq!(json["read"]["answered_by"], "the kernel (KVM)");
+    assert!(!json["write"]["why"].as_array().unwrap().is_empty());
+    let text = stdout(&["filter", "--model", "zen3-server"]);
+    assert!(text.starts_with("default: deny\n"), "{text}");
+    let text = stdout(&["filter", "--profile", "kvm-pv-only"]);
+    assert!(text.starts_with("default: deny\n"), "{text}");
+    assert!(refusal(&["check", "--model", "zen3-sever"]).contains("zen3-server"));
+    assert!(refusal(&["filter"]).contains("FILE"));
+}
+
+#[test]
+fn a_dash_is_standard_input_and_import_writes_to_a_file() {
+    use std::io::Write;
+    use std::process::Stdio;
+    let piped = |arguments: &[&str], text: &str| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_msr-vmm"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("msr-vmm runs");
+        child
+            .stdin
+            .take()
+            .expect("a pipe")
+            .write_all(text.as_bytes())
+            .expect("input");
+        child.wait_with_output().expect("an end")
+    };
+    let output = piped(&["explain", "0x400000f8", "--config", "-"], CONFIG);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("device `notes`"),
+        "{output:?}"
+    );
+    let output = piped(&["filter", "-"], "[vm]\nmemroy = 1\n");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.starts_with("msr-vmm: standard input:2:1: "), "{text}");
+    let model = std::env::temp_dir().join(format!("msr-vmm-import-{}.toml", std::process::id()));
+    let template = r#"{"cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0,
+        "modifiers": [{"register": "ecx", "bitmap": "0b0xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}]}]}"#;
+    let path = model.to_str().unwrap();
+    let output = piped(&["import", "firecracker", "-", "-o", path], template);
+    assert!(
+        output.status.success() && output.stdout.is_empty(),
+        "{output:?}"
+    );
+    let text = std::fs::read_to_string(&model).unwrap();
+    std::fs::remove_file(&model).unwrap();
+    assert!(text.contains("summary"), "{text}");
+    let output = piped(
+        &["import", "firecracker", "-", "-o", "/nonexistent/model"],
+        template,
+    );
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write /nonexistent/model"));
+}
+
+#[test]
+fn the_printed_configuration_is_validated_and_warned_about() {
+    let wrong = ConfigFile::new("validated", "[[msr.device]]\ntype = \"scratch\"\n");
+    assert!(
+        refusal(&["run", "--config", wrong.path(), "--print-config"]).contains("`msr` is missing")
+    );
+    let shadowed = ConfigFile::new(
+        "shadowed",
+        "[[vm.disk]]\npath = \"d\"\nserial = \"a serial number of more than twenty bytes\"\n\
+         [[msr.filter.rule]]\nmsrs = [\"0x10-0x20\"]\nverdict = \"deny\"\n\
+         [[msr.filter.rule]]\nmsrs = [\"0x11\"]\nverdict = \"allow\"\n",
+    );
+    let output = msr_vmm(&["run", "--config", shadowed.path(), "--print-config"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(
+        stderr.contains("WARN") && stderr.contains("has no effect"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("20 bytes"), "{stderr}");
+}
+
+#[test]
+fn the_log_can_be_json() {
+    let shadowed = ConfigFile::new(
+        "json-log",
+        "[[msr.filter.rule]]\nmsrs = [\"0x802\"]\nverdict = \"deny\"\n",
+    );
+    let output = msr_vmm(&[
+        "--log-format",
+        "json",
+        "run",
+        "--config",
+        shadowed.path(),
+        "--print-config",
+    ]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let line: Value = serde_json::from_str(stderr.lines().next().expect("a line")).expect("JSON");
+    assert_eq!(line["level"], "warn");
+    assert!(line["time"].as_f64().unwrap() > 1.7e9);
+    assert!(
+        line["message"].as_str().unwrap().contains("x2APIC"),
+        "{stderr}"
+    );
+    let output = msr_vmm(&["--log-format", "json", "filter", "/nonexistent"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let line: Value = serde_json::from_str(&stderr).expect("one line of JSON");
+    assert_eq!(line["level"], "error");
+    assert!(line["message"].as_str().unwrap().contains("/nonexistent"));
 }

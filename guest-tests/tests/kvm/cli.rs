@@ -14,7 +14,7 @@ use crate::Test;
 
 /// This module's tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, Test); 3] = [
+    let tests: [(&str, Test); 5] = [
         (
             "cli::what_is_wrong_is_said_in_one_error_and_status_2",
             wrong_input,
@@ -24,6 +24,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             sigterm,
         ),
         ("cli::sigint_stops_a_guest_at_once", sigint),
+        ("cli::trace_logs_each_msr_access", trace_log),
+        (
+            "cli::the_examples_print_errors_as_people_read_them",
+            examples,
+        ),
     ];
     tests
         .into_iter()
@@ -110,10 +115,21 @@ fn wrong_input() -> Result<(), Failed> {
         (&["--config", directory], &[directory]),
         (
             &["--config", &mistyped],
-            &[&mistyped, "memroy", "line 3", "memory"],
+            &[
+                &format!("{mistyped}:3:1: "),
+                "memroy",
+                "did you mean `memory`?",
+            ],
         ),
-        (&["--config", &broken], &[&broken, "line 1"]),
-        (&["--config", &wrong_type], &[&wrong_type, "line 2", "cpus"]),
+        (&["--config", &broken], &[&format!("{broken}:1:")]),
+        (
+            &["--config", &wrong_type],
+            &[
+                &format!("{wrong_type}:2:8: "),
+                "`cpus`",
+                "a whole number from 1 to 128",
+            ],
+        ),
         (
             &["--config", &device, "--kernel", good],
             &[&device, "tabel", "`table`"],
@@ -155,6 +171,52 @@ fn wrong_input() -> Result<(), Failed> {
         }
     }
     println!("{} wrong inputs were refused", cases.len());
+    Ok(())
+}
+
+/// An error is a sentence, and not the dump of a Rust value.
+fn examples() -> Result<(), Failed> {
+    for name in ["smallest", "msr_device"] {
+        for (arguments, error) in [
+            (&[][..], "no kernel given"),
+            (&["/nonexistent/vmlinuz"], "/nonexistent/vmlinuz"),
+        ] {
+            let output = Command::new(assets::example(name)?)
+                .args(arguments)
+                .output()?;
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let is_one = stderr.starts_with(&format!("{name}: ")) && stderr.lines().count() == 1;
+            if output.status.code() != Some(1) || !is_one || !stderr.contains(error) {
+                return Err(format!("{name} {arguments:?}: {}\n{stderr}", output.status).into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// With `--log trace` an MSR that a device answers is in the log, by name and with its value.
+fn trace_log() -> Result<(), Failed> {
+    let plan = Plan::new([Step::load_module("msr"), Step::read_msr(0, 0xce)]);
+    let config = "[[msr.device]]\ntype = \"table\"\n\
+        [[msr.device.register]]\nmsr = \"MSR_PLATFORM_INFO\"\nvalue = \"0x80000f0f81800\"\n";
+    for (format, line) in [
+        (
+            "text",
+            "vCPU 0: RDMSR 0xce MSR_PLATFORM_INFO gives 0x80000f0f81800 (table; filter)",
+        ),
+        (
+            "json",
+            "\"level\":\"trace\",\"message\":\"vCPU 0: RDMSR 0xce MSR_PLATFORM_INFO gives 0x80000f0f81800",
+        ),
+    ] {
+        let outcome = Guest::new(config, plan.clone())?
+            .option("--log", "trace")
+            .option("--log-format", format)
+            .run()?;
+        if outcome.status.code() != Some(0) || !outcome.stderr.contains(line) {
+            return Err(format!("{}\n{}", outcome.status, outcome.stderr).into());
+        }
+    }
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use crate::{TestOnKernel, on_all_kernels};
 
 /// This module's tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, TestOnKernel); 4] = [
+    let tests: [(&str, TestOnKernel); 5] = [
         ("debian_boots_under_linux_guest", |kernel| {
             boots(kernel, "linux-guest", AS_IT_IS)
         }),
@@ -22,6 +22,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("debian_boots_under_deny_writes", |kernel| {
             boots(kernel, "deny-writes", AS_IT_IS)
         }),
+        (
+            "debian_boots_with_the_readmes_configurations_without_a_complaint",
+            readme,
+        ),
     ];
     on_all_kernels("profiles", &tests)
 }
@@ -36,6 +40,37 @@ const UNCHECKED: &str = "unchecked MSR access error";
 
 /// The base of SMRAM, of which KVM says 0 and no guest needs to know.
 const TSEG_ADDR: u32 = 0xc001_0112;
+
+/// What Linux writes to its log when something is not as it should be.
+const COMPLAINTS: [&str; 4] = [UNCHECKED, "WARNING:", "Call Trace", "BUG:"];
+
+/// Every configuration that the README shows.
+fn readme(kernel: &Kernel) -> Result<(), Failed> {
+    let blocks = include_str!("../../../README.md")
+        .split("```toml\n")
+        .skip(1);
+    let blocks: Vec<&str> = blocks.filter_map(|rest| rest.split("```").next()).collect();
+    if blocks.len() < 2 {
+        return Err(format!("{} configurations", blocks.len()).into());
+    }
+    for config in blocks {
+        let outcome = Guest::with_kernel(kernel, config, Plan::new([Step::KernelLog]))?.run()?;
+        let fail = |what: &str| Failed::from(format!("{what}\n{config}\n{}", outcome.stderr));
+        if outcome.status.code() != Some(0) {
+            return Err(fail(&format!("{}\n{}", outcome.status, outcome.console)));
+        }
+        let report = outcome.report()?;
+        let log = report.text(0).ok_or("no kernel log")?;
+        let complains = |line: &&str| COMPLAINTS.iter().any(|text| line.contains(text));
+        if !log.contains("Linux version") {
+            return Err(fail("not a kernel's log"));
+        }
+        if let Some(line) = log.lines().find(complains) {
+            return Err(fail(line));
+        }
+    }
+    Ok(())
+}
 
 fn boots(kernel: &Kernel, profile: &str, config: &str) -> Result<(), Failed> {
     let msr = Step::LoadModule {

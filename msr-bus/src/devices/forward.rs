@@ -17,7 +17,6 @@ use crate::{DeviceContext, GeneralProtection, Model, MsrAccess, MsrDevice, Sysca
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The MSRs, each by index, name or range.
-    #[cfg_attr(feature = "config", schemars(with = "Vec<String>"))]
     pub msrs: Vec<MsrRange>,
     /// Bits that read as 0 whatever KVM has.
     #[serde(default)]

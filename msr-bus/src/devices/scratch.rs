@@ -19,7 +19,6 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The register's MSR index or name.
-    #[cfg_attr(feature = "config", schemars(with = "String"))]
     pub msr: MsrRange,
     /// The value after reset.
     #[serde(default)]

@@ -26,7 +26,7 @@ fn a_device_is_called_by_its_type_unless_it_has_a_name() {
 fn an_unknown_type_is_refused_with_the_nearest_one() {
     assert_eq!(
         refusal("type = 'scrach'"),
-        "there is no device type `scrach`, did you mean `scratch`?; `msr-vmm devices` lists them"
+        "there is no device type `scrach`; did you mean `scratch`?"
     );
     assert_eq!(
         refusal("type = 'qqq'"),
@@ -38,16 +38,12 @@ fn an_unknown_type_is_refused_with_the_nearest_one() {
 fn an_unknown_key_is_refused_with_the_nearest_one() {
     assert_eq!(
         refusal("type = 'scratch'\nname = 'mine'\nmsr = 1\nresset = 5"),
-        "device `mine`: scratch has no key `resset`, did you mean `reset`?; \
-         the keys there are msr, reset, scope"
+        "device `mine`: there is no key `resset` here; did you mean `reset`?"
     );
     let nested = refusal("type = 'table'\nregister = [{ msr = 1 }, { msr = 2, valeu = 5 }]");
-    assert!(
-        nested.starts_with(
-            "device `table`: table has no key `register[1].valeu`, did you mean `value`?; \
-             the keys there are "
-        ),
-        "{nested}"
+    assert_eq!(
+        nested,
+        "device `table`: there is no key `valeu` here; did you mean `value`?"
     );
 }
 
@@ -65,7 +61,10 @@ fn a_value_of_the_wrong_kind_is_refused_with_its_key() {
         "{message}"
     );
     let message = refusal("type = 'scratch'");
-    assert!(message.contains("missing field `msr`"), "{message}");
+    assert_eq!(
+        message,
+        "device `scratch`: the key `msr` is missing; it takes an MSR's index or name, or a range such as \"0x600-0x63f\""
+    );
 }
 
 #[test]

@@ -1,20 +1,22 @@
 //! The command line.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::builder::{PossibleValue, PossibleValuesParser};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
-use clap_complete::Shell;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueHint, value_parser};
+use clap_complete::{ArgValueCandidates, ArgValueCompleter};
 use msr_filter::MsrRange;
 
+use crate::cli::completions::{Shell, candidates};
+use crate::cli::config::ConfigCommandArgs;
 use crate::cli::import::ImportArgs;
-use crate::cli::models;
+use crate::cli::logging::LogFormat;
 use crate::cli::sandbox::{SandboxArgs, SandboxCommand};
 use crate::cli::trace::{DecodeArgs, LearnArgs, TraceCommand};
 #[cfg(feature = "trace-tools")]
 use crate::cli::trace::{ReportArgs, TopArgs};
-use crate::config::{Config, ConfigError, MemorySize};
+use crate::cli::{Failure, examples};
+use crate::config::{LoadedConfig, MAX_CPUS, MIN_MEMORY, MemorySize, ParseMemorySizeError};
 use crate::cpu::OnUnoffered;
 use crate::devices::virtio::block::DiskConfig;
 use crate::models::ModelName;
@@ -26,11 +28,20 @@ use msr_kvm::OnRefusal;
 /// or a VM that was stopped, 2 for a command line or a configuration that is wrong. A guest that ends by
 /// --debug-exit gives its own.
 #[derive(Debug, Parser)]
-#[command(name = "msr-vmm", version)]
+#[command(name = "msr-vmm", version, after_long_help = examples::help("msr-vmm"))]
 pub struct Cli {
-    /// How much to say on standard error: off, error, warn, info, debug or trace.
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
+    /// How much to say on standard error. With trace, `run` says each MSR access that reaches userspace.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info", value_parser = log_level())]
     pub log: log::LevelFilter,
+    /// How to write what is said on standard error.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t
+    )]
+    pub log_format: LogFormat,
 
     /// What to do.
     #[command(subcommand)]
@@ -41,52 +52,68 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Boot a guest.
+    #[command(after_long_help = examples::help("run"))]
     Run(Box<RunArgs>),
     /// Tell whether this host's KVM can do the job, and what is missing.
-    Check {
-        /// Print the report as JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(after_long_help = examples::help("check"))]
+    Check(CheckArgs),
     /// Compile a filter and print the ranges KVM will get.
+    #[command(after_long_help = examples::help("filter"))]
     Filter(FilterArgs),
     /// Tell who answers an MSR: the kernel, a device or #GP, and why.
+    #[command(after_long_help = examples::help("explain"))]
     Explain(ExplainArgs),
     /// List the MSR device models and their keys.
+    #[command(after_long_help = examples::help("devices"))]
     Devices {
         /// Only this model.
+        #[arg(add = ArgValueCandidates::new(candidates::devices))]
         model: Option<String>,
-        /// Print them as JSON schemas.
+        /// Print them as JSON.
         #[arg(long)]
         json: bool,
     },
+    /// Print the reference of configuration files: their keys, types, defaults and units.
+    #[command(after_long_help = examples::help("config"))]
+    Config(ConfigCommandArgs),
     /// Print the CPU model that another program's file describes.
+    #[command(after_long_help = examples::help("import"))]
     Import(ImportArgs),
     /// Print what the bits of an MSR's value mean.
+    #[command(after_long_help = examples::help("decode"))]
     Decode(DecodeArgs),
     /// Read and make traces of MSR accesses.
     #[command(subcommand)]
+    #[command(after_long_help = examples::help("trace"))]
     Trace(TraceCommand),
     /// Make the profile that allows what guests were recorded to use, and denies everything else.
+    #[command(after_long_help = examples::help("learn"))]
     Learn(LearnArgs),
     /// Make one HTML page of a trace: what was accessed when, by whom, and the values of sensors.
     #[cfg(feature = "trace-tools")]
+    #[command(after_long_help = examples::help("report"))]
     Report(ReportArgs),
     /// Show what a guest accesses now, from a trace that is being written.
     #[cfg(feature = "trace-tools")]
+    #[command(after_long_help = examples::help("top"))]
     Top(TopArgs),
     /// Tell what the sandbox leaves a VM.
+    #[command(after_long_help = examples::help("sandbox"))]
     Sandbox {
         /// What to do.
         #[command(subcommand)]
         command: SandboxCommand,
     },
-    /// Print a completion script for a shell.
+    /// Print what a shell needs to complete this command: options, files, and the names of MSRs, CPU models, profiles and
+    /// device models.
+    #[command(after_long_help = examples::help("completions"))]
     Completions {
         /// The shell.
+        #[arg(value_enum)]
         shell: Shell,
     },
-    /// Write the man pages.
+    /// Write the man pages: one for each command, and msr-vmm.toml(5).
+    #[command(after_long_help = examples::help("man"))]
     Man {
         /// The folder to write them to.
         #[arg(value_hint = ValueHint::DirPath)]
@@ -98,12 +125,9 @@ pub enum Command {
 /// given here wins.
 #[derive(Debug, Default, Args)]
 pub struct RunArgs {
-    /// Read a configuration file (TOML).
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub config: Option<PathBuf>,
-    /// The CPU model that the configuration is laid over: the name of one that comes with the program, or a file [model].
-    #[arg(long, value_name = "NAME|FILE")]
-    pub model: Option<String>,
+    /// Where the configuration is from.
+    #[command(flatten)]
+    pub source: ConfigArgs,
     /// The kernel: a bzImage, an ELF vmlinux or a Multiboot kernel [vm.kernel].
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kernel: Option<PathBuf>,
@@ -120,15 +144,12 @@ pub struct RunArgs {
     /// The kernel's command line [vm.cmdline].
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
-    /// How many vCPUs [vm.cpus].
-    #[arg(long, value_name = "N")]
+    /// How many vCPUs, from 1 to 128 [vm.cpus].
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=MAX_CPUS as i64))]
     pub cpus: Option<u32>,
-    /// How much memory: MiB, or with a unit such as 2G [vm.memory].
-    #[arg(long, value_name = "SIZE")]
+    /// How much memory: MiB, or with a unit such as 2G; at least 2M [vm.memory].
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
     pub memory: Option<MemorySize>,
-    /// An MSR filter to build on: linux-guest, kvm-pv-only, deny-writes, or a file [msr.profile].
-    #[arg(long, value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
-    pub profile: Option<PathBuf>,
     /// Let the guest end with an exit status of its own: writing V to this I/O port gives (V << 1) | 1, as QEMU's
     /// isa-debug-exit does [vm.debug_exit].
     #[arg(long, value_name = "PORT", value_parser = port)]
@@ -178,9 +199,9 @@ fn port(text: &str) -> Result<u16, String> {
 
 impl RunArgs {
     /// The configuration file with what the command line says put over it.
-    pub(crate) fn config(&self) -> Result<Config, ConfigError> {
-        let model = self.model.as_deref().map(ModelName::new);
-        let mut config = Config::load(self.config.as_deref(), model.as_ref())?;
+    pub(crate) fn load(&self) -> Result<LoadedConfig, Failure> {
+        let mut loaded = self.source.load()?;
+        let config = &mut loaded.config;
         let vm = &mut config.vm;
         if let Some(kernel) = &self.kernel {
             vm.kernel = Some(kernel.clone());
@@ -201,9 +222,6 @@ impl RunArgs {
         if let Some(memory) = self.memory {
             vm.memory = memory;
         }
-        if let Some(profile) = &self.profile {
-            config.msr.profile = Some(profile.clone());
-        }
         if self.debug_exit.is_some() {
             vm.debug_exit = self.debug_exit;
         }
@@ -216,17 +234,80 @@ impl RunArgs {
                 initial.refused = OnRefusal::Error;
             }
         }
-        config.resolve(Path::new(""))?;
-        Ok(config)
+        config.resolve(Path::new("")).map_err(Failure::usage)?;
+        Ok(loaded)
     }
+}
+
+/// The levels of the log by name.
+fn log_level() -> impl TypedValueParser<Value = log::LevelFilter> {
+    let names = ["off", "error", "warn", "info", "debug", "trace"];
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<log::LevelFilter>())
+}
+
+/// An amount of memory that a machine can have.
+fn memory(text: &str) -> Result<MemorySize, String> {
+    let size: MemorySize = text
+        .parse()
+        .map_err(|error: ParseMemorySizeError| error.to_string())?;
+    if size.0 < MIN_MEMORY.0 {
+        return Err(format!("a guest needs at least {MIN_MEMORY}"));
+    }
+    Ok(size)
+}
+
+/// What a configuration is made of, for every command that takes one.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ConfigArgs {
+    /// Read a configuration file (TOML; see `msr-vmm config`); - reads standard input.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// The CPU model that the configuration is laid over: the name of one that comes with the program, or a file [model].
+    #[arg(long, value_name = "NAME|FILE", value_hint = ValueHint::FilePath, add = ArgValueCompleter::new(candidates::cpu_models))]
+    pub model: Option<String>,
+    /// An MSR filter to build on: linux-guest, kvm-pv-only, deny-writes, or a file [msr.profile].
+    #[arg(long, value_name = "NAME|FILE", value_hint = ValueHint::FilePath, add = ArgValueCompleter::new(candidates::profiles))]
+    pub profile: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// Whether there is anything but the defaults.
+    pub(crate) fn is_given(&self) -> bool {
+        self.config.is_some() || self.model.is_some() || self.profile.is_some()
+    }
+
+    /// The configuration file, over the model and with the profile that the command line names.
+    pub(crate) fn load(&self) -> Result<LoadedConfig, Failure> {
+        let model = self.model.as_deref().map(ModelName::new);
+        let mut loaded =
+            LoadedConfig::load(self.config.as_deref(), model.as_ref()).map_err(Failure::usage)?;
+        if let Some(profile) = &self.profile {
+            loaded.config.msr.profile = Some(profile.clone());
+        }
+        Ok(loaded)
+    }
+}
+
+/// What `msr-vmm check` takes.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// A configuration to check as well.
+    #[command(flatten)]
+    pub source: ConfigArgs,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What `msr-vmm filter` takes.
 #[derive(Debug, Args)]
 pub struct FilterArgs {
-    /// A VM's configuration, or a profile: a filter alone.
-    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
+    /// A VM's configuration, or a profile: a filter alone; - reads standard input.
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present_any = ["config", "model", "profile"])]
+    pub file: Option<PathBuf>,
+    /// Where the configuration is from, in place of FILE.
+    #[command(flatten)]
+    pub source: ConfigArgs,
     /// Print what changes from that filter to this other one.
     #[arg(long, value_name = "OTHER", value_hint = ValueHint::FilePath)]
     pub diff: Option<PathBuf>,
@@ -239,29 +320,12 @@ pub struct FilterArgs {
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
     /// The MSR, by index (0x611) or name (MSR_PKG_ENERGY_STATUS).
-    #[arg(value_name = "MSR")]
+    #[arg(value_name = "MSR", add = ArgValueCandidates::new(candidates::msrs))]
     pub msr: String,
-    /// The VM's configuration.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub config: PathBuf,
-}
-
-/// A shell's completion script.
-pub(crate) fn completions(shell: Shell) -> String {
-    let mut script = Vec::new();
-    let names = models()
-        .iter()
-        .map(|model| PossibleValue::new(model.name()));
-    let names = PossibleValuesParser::new(names);
-    let mut command = Cli::command().mut_subcommand("devices", |devices| {
-        devices.mut_arg("model", |model| model.value_parser(names))
-    });
-    clap_complete::generate(shell, &mut command, "msr-vmm", &mut script);
-    // The options' names and help are this program's own text.
-    String::from_utf8_lossy(&script).into_owned()
-}
-
-/// Writes a man page for the command and one for each subcommand.
-pub(crate) fn man(folder: &Path) -> io::Result<()> {
-    clap_mangen::generate_to(Cli::command(), folder)
+    /// Where the configuration is from.
+    #[command(flatten)]
+    pub source: ConfigArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }

@@ -1,15 +1,17 @@
 //! `msr-vmm explain`: who answers an MSR, and why.
 
-use msr_bus::{Access, ExitReason, MsrRange, Unclaimed};
+use msr_bus::{Access, DeviceModel, ExitReason, MsrRange, Unclaimed};
 use msr_filter::{DecidedBy, Verdict, fields, names};
 
+use serde_json::json;
+
 use crate::cli::args::ExplainArgs;
-use crate::cli::{Failure, filter, print};
-use crate::config::Config;
+use crate::cli::plan::plan;
+use crate::cli::{Failure, print};
 use msr_kvm::{MsrPlan, RuleSource};
 
 /// Prints who answers a read and a write of an MSR.
-pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
+pub(crate) fn explain(args: &ExplainArgs, models: &[DeviceModel]) -> Result<(), Failure> {
     let range: MsrRange = args.msr.parse().map_err(Failure::usage)?;
     if range.len() != 1 {
         return Err(Failure::usage(format!(
@@ -17,9 +19,24 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
             args.msr
         )));
     }
-    let config = Config::from_file(&args.config).map_err(Failure::usage)?;
-    let plan = filter::plan(&config).map_err(|failure| failure.in_config(&args.config))?;
+    let plan = plan(&args.source.load()?, models)?;
     let index = range.first();
+    let answers = [("read", Access::READ), ("write", Access::WRITE)]
+        .map(|(kind, access)| (kind, answer(&plan, index, access)));
+    let initial = plan.initial.iter().find(|initial| initial.index == index);
+    if args.json {
+        let mut json = json!({ "msr": index, "name": names::name(index) });
+        if let Some(initial) = initial {
+            json["initial"] = json!({
+                "value": format!("{:#x}", initial.value),
+                "mask": format!("{:#x}", initial.mask),
+            });
+        }
+        for (kind, (who, why)) in answers {
+            json[kind] = json!({ "answered_by": who, "why": why });
+        }
+        return print(&format!("{json}\n"));
+    }
     let name = names::name(index).unwrap_or("(no name known)");
     let mut text = format!("MSR {index:#x} {name}\n");
     if let Some(layout) = fields::layout(index) {
@@ -37,15 +54,14 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
             layout.source
         );
     }
-    if let Some(initial) = plan.initial.iter().find(|initial| initial.index == index) {
+    if let Some(initial) = initial {
         text += &format!("  starts as {:#x}", initial.value);
         if initial.mask != u64::MAX {
             text += &format!(", bits {:#x}", initial.mask);
         }
         text += ": [[msr.initial]]\n";
     }
-    for (kind, access) in [("read", Access::READ), ("write", Access::WRITE)] {
-        let (who, why) = answer(&plan, index, access);
+    for (kind, (who, why)) in answers {
         text += &format!("  {kind:<6} {who}\n");
         for reason in why {
             text += &format!("         - {reason}\n");

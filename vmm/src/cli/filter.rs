@@ -3,19 +3,20 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use msr_bus::{Access, CpuVendor};
-use msr_filter::{FilterConfig, FilterSpec, MsrFilter, MsrRange, Rule, Warning, names};
+use msr_bus::{CpuVendor, DeviceModel, Document};
+use msr_filter::{FilterConfig, MsrFilter, MsrRange, names};
+use msr_kvm::MsrPlan;
 use serde_json::json;
 
-use crate::cli::args::FilterArgs;
-use crate::cli::{Failure, models, print};
-use crate::config::{Config, ConfigError};
-use crate::vm::VmError;
-use msr_kvm::{MsrConfig, MsrPlan, MsrPlanBuilder, RuleSource};
+use crate::cli::args::{ConfigArgs, FilterArgs};
+use crate::cli::plan::{plan, vendor, warnings};
+use crate::cli::{Failure, print};
+use crate::config::LoadedConfig;
+use crate::models::ModelName;
 
-/// Prints a file's filter, or what changes from it to another file's.
-pub(crate) fn filter(args: &FilterArgs) -> Result<(), Failure> {
-    let (plan, vendor) = compile(&args.file)?;
+/// Prints a filter, or what changes from it to another file's.
+pub(crate) fn filter(args: &FilterArgs, models: &[DeviceModel]) -> Result<(), Failure> {
+    let (plan, vendor) = compile(args.file.as_deref(), &args.source, models)?;
     let warnings = warnings(&plan, vendor);
     let text = match &args.diff {
         None if args.json => {
@@ -24,137 +25,43 @@ pub(crate) fn filter(args: &FilterArgs) -> Result<(), Failure> {
             format!("{json}\n")
         }
         None => table(&plan.filter, &warnings),
-        Some(other) => diff(&plan.filter, &compile(other)?.0.filter, args.json),
+        Some(other) => {
+            let (other, _) = compile(Some(other), &args.source, models)?;
+            diff(&plan.filter, &other.filter, args.json)
+        }
     };
     print(&text)
 }
 
-/// A file's filter: a profile's, or that of a VM's configuration with its devices. For the latter also whose CPU the guest is
-/// shown; a profile may be for any.
-fn compile(path: &Path) -> Result<(MsrPlan, Option<CpuVendor>), Failure> {
-    let profile = profile(path).map_err(Failure::usage)?;
-    let is_profile = profile.is_some();
-    let config = match profile {
-        Some(filter) => Config {
-            msr: MsrConfig {
-                filter,
-                ..MsrConfig::default()
-            },
-            ..Config::default()
-        },
-        None => Config::from_file(path).map_err(Failure::usage)?,
+/// The filter of a profile, or of a VM's configuration with its devices. For the latter also whose CPU the guest is shown; a
+/// profile may be for any.
+fn compile(
+    file: Option<&Path>,
+    source: &ConfigArgs,
+    models: &[DeviceModel],
+) -> Result<(MsrPlan, Option<CpuVendor>), Failure> {
+    let Some(path) = file else {
+        let loaded = source.load()?;
+        return Ok((plan(&loaded, models)?, vendor(&loaded)));
     };
-    let plan = plan(&config).map_err(|failure| failure.in_config(path))?;
-    let vendor = config.cpu.cpu_identity().ok().map(|cpu| cpu.vendor);
-    Ok((plan, vendor.filter(|_| !is_profile)))
-}
-
-/// The plan of a configuration, without a VM.
-pub(crate) fn plan(config: &Config) -> Result<MsrPlan, Failure> {
-    let topology = config.vm.topology().map_err(Failure::usage)?;
-    let cpu = config
-        .cpu
-        .cpu_identity()
-        .map_err(|error| Failure::usage(VmError::from(error)))?;
-    MsrPlan::builder(topology, cpu)
-        .config(&config.msr, models())
-        .and_then(MsrPlanBuilder::build)
-        .map_err(|error| Failure::usage(VmError::from(error)))
-}
-
-/// The filter of a profile, which is a [`FilterConfig`] at a file's top level; `None` for another file.
-fn profile(path: &Path) -> Result<Option<FilterConfig>, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    let is_profile = text
-        .parse::<toml::Table>()
+    let file = Document::read(path).map_err(Failure::usage)?;
+    let is_profile = file
+        .table()
         .is_ok_and(|table| table.contains_key("default") || table.contains_key("rule"));
-    if !is_profile {
-        return Ok(None);
-    }
-    toml::from_str(&text)
-        .map(Some)
-        .map_err(|source| ConfigError::Parse {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })
-}
-
-/// What in the rules is probably a mistake, by where the rules come from.
-fn warnings(plan: &MsrPlan, vendor: Option<CpuVendor>) -> Vec<String> {
-    let mut warnings = Vec::new();
-    // Each layer on its own: that another has the last word on an MSR is no mistake in it. The configuration's own rules are
-    // written beside the devices, and models and profiles without knowing of them.
-    for layer in &plan.layers {
-        let mut rules: Vec<(Rule, String)> = Vec::new();
-        if layer.name.is_empty() {
-            let claims = plan.spec.rules.iter().zip(&plan.sources);
-            let claims = claims.filter(|(_, source)| matches!(source, RuleSource::Claim { .. }));
-            rules.extend(claims.map(|(rule, source)| (*rule, source.to_string())));
-        }
-        let own = layer.spec.rules.iter().copied();
-        rules.extend(own.zip(layer.sources.iter().map(ToString::to_string)));
-        let spec = FilterSpec {
-            default: layer.spec.default,
-            rules: rules.iter().map(|(rule, _)| *rule).collect(),
-        };
-        let told = spec.warnings().into_iter();
-        warnings.extend(told.filter_map(|warning| of_rule(&rules, warning)));
-    }
-    for lost in &plan.lost {
-        warnings.push(lost.to_string());
-    }
-    // What a device answers is not missing.
-    let unanswered = |missing: Vec<(u32, Access)>| -> Vec<(u32, Access)> {
-        let answered = |index: u32| plan.bus.device(index).is_some();
-        missing.into_iter().filter(|(i, _)| !answered(*i)).collect()
+    let mut loaded = if is_profile {
+        let mut loaded = source.load()?;
+        loaded.config.msr.filter = file.parse::<FilterConfig>().map_err(Failure::usage)?;
+        loaded
+    } else {
+        let model = source.model.as_deref().map(ModelName::new);
+        let folder = path.parent().unwrap_or(Path::new(""));
+        LoadedConfig::of(file, folder, model.as_ref()).map_err(Failure::usage)?
     };
-    for warning in plan.spec.warnings() {
-        let warning = match warning {
-            Warning::LinuxNeeds { missing } => match unanswered(missing) {
-                missing if missing.is_empty() => continue,
-                missing => Warning::LinuxNeeds { missing },
-            },
-            Warning::LinuxNeedsOnIntel { missing } if vendor != Some(CpuVendor::Amd) => {
-                match unanswered(missing) {
-                    missing if missing.is_empty() => continue,
-                    missing => Warning::LinuxNeedsOnIntel { missing },
-                }
-            }
-            _ => continue,
-        };
-        warnings.push(warning.to_string());
+    if let Some(profile) = &source.profile {
+        loaded.config.msr.profile = Some(profile.clone());
     }
-    warnings
-}
-
-/// A warning about one rule.
-fn of_rule(rules: &[(Rule, String)], warning: Warning) -> Option<String> {
-    let rule = |number: usize| format!("{} on {}", rules[number].1, rules[number].0.range);
-    match warning {
-        Warning::Shadowed { rule: number, by } => Some(format!(
-            "{} has no effect: what comes before decides all it speaks of, first {}",
-            rule(number),
-            rule(by)
-        )),
-        Warning::X2Apic {
-            rule: number,
-            ignored,
-        } => Some(format!(
-            "{} has no effect on {ignored}: KVM never filters the x2APIC MSRs",
-            rule(number)
-        )),
-        Warning::FastPath { rule: number } => {
-            Some(format!("{}: {}", rule(number), msr_filter::FAST_PATH))
-        }
-        Warning::NoAccess { rule: number } => Some(format!(
-            "{} has no effect: it is for no kind of access",
-            rule(number)
-        )),
-        _ => None,
-    }
+    let vendor = vendor(&loaded).filter(|_| !is_profile);
+    Ok((plan(&loaded, models)?, vendor))
 }
 
 fn table(filter: &MsrFilter, warnings: &[String]) -> String {

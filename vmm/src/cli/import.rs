@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 use kvm_ioctls::Kvm;
-use msr_bus::{Topology, VcpuId};
+use msr_bus::{DeviceModel, Document, Topology, VcpuId};
 
-use crate::cli::{self, Failure, filter};
-use crate::config::Config;
+use crate::cli::plan::plan;
+use crate::cli::{self, Failure};
+use crate::config::{Config, LoadedConfig};
 use crate::cpu::{ByEffect, Cpuid, HostCpu, OnUnoffered};
 use crate::models::ModelFile;
 use crate::models::import::{bochs, firecracker};
@@ -20,9 +21,12 @@ pub struct ImportArgs {
     /// What the file is.
     #[arg(value_enum)]
     pub format: Format,
-    /// The file.
+    /// The file; - reads standard input.
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+    /// Write the model to this file instead of standard output.
+    #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
     /// Refuse a model of which this host's KVM cannot give everything.
     #[arg(long)]
     pub strict: bool,
@@ -38,17 +42,17 @@ pub enum Format {
 }
 
 /// Prints the model that a file of another program's describes, with what this host's KVM cannot give of it.
-pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
-    let wrong =
-        |error: &dyn std::fmt::Display| Failure::usage(format!("{}: {error}", args.file.display()));
-    let text = std::fs::read_to_string(&args.file).map_err(|error| wrong(&error))?;
+pub(crate) fn import(args: &ImportArgs, models: &[DeviceModel]) -> Result<(), Failure> {
+    let file = Document::read(&args.file).map_err(Failure::usage)?;
+    let text = file.text();
+    let wrong = |error: &dyn std::fmt::Display| Failure::usage(format!("{}: {error}", file.name()));
     let mut imported = match args.format {
-        Format::Firecracker => firecracker::import(&text).map_err(|error| wrong(&error))?,
-        Format::Bochs => bochs::import(&text).map_err(|error| wrong(&error))?,
+        Format::Firecracker => firecracker::import(text).map_err(|error| wrong(&error))?,
+        Format::Bochs => bochs::import(text).map_err(|error| wrong(&error))?,
     };
     match Kvm::new() {
         Ok(kvm) => {
-            let lacking = lacking(&kvm, &imported.model)?;
+            let lacking = lacking(&kvm, &imported.model, models)?;
             if args.strict && !lacking.is_empty() {
                 return Err(wrong(&lacking.join("; ")));
             }
@@ -59,11 +63,15 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
             "Nobody has asked a KVM whether it offers all of this: cannot open /dev/kvm: {error}."
         )),
     }
-    cli::print(&imported)
+    match &args.output {
+        None => cli::print(&imported),
+        Some(path) => std::fs::write(path, imported.to_string())
+            .map_err(|error| Failure::cannot_write(path, &error)),
+    }
 }
 
 /// What of the model this host's KVM cannot give, found out with a VM of one vCPU.
-fn lacking(kvm: &Kvm, model: &ModelFile) -> Result<Vec<String>, Failure> {
+fn lacking(kvm: &Kvm, model: &ModelFile, models: &[DeviceModel]) -> Result<Vec<String>, Failure> {
     let mut config = Config {
         cpu: model.cpu.clone(),
         msr: model.msr.clone(),
@@ -73,7 +81,13 @@ fn lacking(kvm: &Kvm, model: &ModelFile) -> Result<Vec<String>, Failure> {
     for initial in &mut config.msr.initial {
         initial.refused = OnRefusal::Warn;
     }
-    let plan = filter::plan(&config)?;
+    let plan = plan(
+        &LoadedConfig {
+            config: config.clone(),
+            file: None,
+        },
+        models,
+    )?;
     let ask = || -> Result<Vec<String>, VmError> {
         let vm = kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?;
         vm.create_irq_chip()

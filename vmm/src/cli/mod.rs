@@ -1,10 +1,17 @@
 //! The `msr-vmm` command.
 
 mod args;
+mod completions;
+mod config;
+mod examples;
 mod explain;
 mod filter;
 mod import;
 mod input;
+mod logging;
+mod man;
+mod msr_log;
+mod plan;
 mod run;
 mod sandbox;
 mod session;
@@ -15,14 +22,17 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::OnceLock;
 
 use clap::Parser;
-use msr_bus::DeviceModel;
+use msr_bus::{DeviceModel, nearest};
 
+use crate::config::LoadedConfig;
 use crate::timing::{BootEvent, BootTiming};
+use crate::vm::VmError;
 
 pub use args::{Cli, Command};
+
+use args::CheckArgs;
 
 /// The exit status for a guest or host fault.
 const FAULT: u8 = 1;
@@ -52,10 +62,22 @@ impl Failure {
         }
     }
 
-    /// What is wrong is in this file's MSR part, which the message does not say yet.
-    pub(crate) fn in_config(mut self, path: &Path) -> Self {
-        self.message = format!("config {}: {}", path.display(), self.message);
-        self
+    /// A file cannot be written: the path is wrong, or the disk is full.
+    pub(crate) fn cannot_write(path: &Path, error: &io::Error) -> Self {
+        let status = match error.kind() {
+            ErrorKind::StorageFull => FAULT,
+            _ => USAGE,
+        };
+        let message = format!("cannot write {}: {error}", path.display());
+        Self { status, message }
+    }
+
+    /// A configuration cannot be carried out; the message says where in its file.
+    pub(crate) fn of(error: &VmError, loaded: &LoadedConfig) -> Self {
+        Self {
+            status: if error.is_usage() { USAGE } else { FAULT },
+            message: loaded.describe(error),
+        }
     }
 }
 
@@ -70,21 +92,13 @@ pub(crate) fn print(text: &impl Display) -> Result<(), Failure> {
     }
 }
 
-/// The device models of this command: those that come with `msr-bus`, and its own.
-static MODELS: OnceLock<Vec<DeviceModel>> = OnceLock::new();
-
-/// The device models that a configuration can ask for.
-pub(crate) fn models() -> &'static [DeviceModel] {
-    MODELS.get_or_init(|| DeviceModel::all().to_vec())
-}
-
 /// Parses the process's arguments and does what they say.
 pub fn main() -> ExitCode {
     main_with([])
 }
 
-/// As [`main`], with device models of one's own beside those of `msr-bus`: in `run`, `explain`, `filter`, `devices`, CPU
-/// models and completions alike. A model with a name that there is already takes its place.
+/// As [`main`], with device models of one's own beside those of `msr-bus`: in `run`, `explain`, `filter`, `devices`,
+/// the configuration's reference and schema, man pages and completions alike. A model with a name that there is already takes its place.
 ///
 /// ```no_run
 /// use std::process::ExitCode;
@@ -99,23 +113,19 @@ pub fn main_with(own: impl IntoIterator<Item = DeviceModel>) -> ExitCode {
     let mut models = DeviceModel::all().to_vec();
     models.retain(|model| own.iter().all(|own| own.name() != model.name()));
     models.extend(own);
-    // A process has one command line, so this is the first call.
-    let _ = MODELS.set(models);
+    let models = &models[..];
     let timing = BootTiming::since_exec();
     timing.mark(BootEvent::Main);
+    completions::answer(models);
     let cli = Cli::parse();
-    env_logger::Builder::new()
-        .filter_level(cli.log)
-        .format_timestamp_millis()
-        .format_target(false)
-        .init();
+    logging::start(cli.log, cli.log_format);
     let outcome = match cli.command {
-        Command::Run(args) => run::run(*args, timing),
-        Command::Check { json } => check(json),
-        Command::Filter(args) => filter::filter(&args),
-        Command::Explain(args) => explain::explain(&args),
-        Command::Devices { model, json } => devices(model.as_deref(), json),
-        Command::Import(args) => import::import(&args),
+        Command::Run(args) => run::run(*args, timing, models),
+        Command::Check(args) => check(&args, models),
+        Command::Filter(args) => filter::filter(&args, models),
+        Command::Explain(args) => explain::explain(&args, models),
+        Command::Devices { model, json } => devices(models, model.as_deref(), json),
+        Command::Import(args) => import::import(&args, models),
         Command::Decode(args) => trace::decode(&args),
         Command::Trace(command) => trace::trace(&command),
         Command::Learn(args) => trace::learn(&args),
@@ -123,25 +133,33 @@ pub fn main_with(own: impl IntoIterator<Item = DeviceModel>) -> ExitCode {
         Command::Report(args) => trace::report(&args),
         #[cfg(feature = "trace-tools")]
         Command::Top(args) => trace::top(&args),
-        Command::Sandbox { command } => sandbox::command(&command),
-        Command::Completions { shell } => print(&args::completions(shell)),
-        Command::Man { folder } => args::man(&folder).map_err(Failure::fault),
+        Command::Sandbox { command } => sandbox::command(&command, models),
+        Command::Completions { shell } => completions::print(shell),
+        Command::Config(args) => config::config(&args, models),
+        Command::Man { folder } => man::write(&folder, models),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { status, message }) => {
-            // The status tells it where standard error cannot.
-            let _ = writeln!(io::stderr(), "msr-vmm: {message}");
+            logging::last_words(cli.log_format, &message);
             ExitCode::from(status)
         }
     }
 }
 
 /// Prints what this host's KVM can do. Status 0 where it boots Linux.
-fn check(json: bool) -> Result<(), Failure> {
+fn check(args: &CheckArgs, models: &[DeviceModel]) -> Result<(), Failure> {
+    // What a configuration has wrong is wrong whatever the host can do.
+    let mut of_config = Vec::new();
+    if args.source.is_given() {
+        let loaded = args.source.load()?;
+        let plan = plan::plan(&loaded, models)?;
+        of_config = plan::warnings(&plan, plan::vendor(&loaded));
+    }
     let report = msr_kvm::check::probe();
-    let (missing, warnings) = (report.missing_for_linux(), report.warnings());
-    if json {
+    let (missing, mut warnings) = (report.missing_for_linux(), report.warnings());
+    if args.json {
+        warnings.extend(of_config);
         let report = serde_json::json!({
             "micro_guests": report.can_run_micro_guests(),
             "linux": report.can_boot_linux(),
@@ -151,6 +169,9 @@ fn check(json: bool) -> Result<(), Failure> {
         print(&format!("{report}\n"))?;
     } else {
         print(&report)?;
+        for warning in of_config {
+            print(&format!("warning: {warning}\n"))?;
+        }
     }
     if missing.is_empty() {
         Ok(())
@@ -160,17 +181,19 @@ fn check(json: bool) -> Result<(), Failure> {
 }
 
 /// Prints the device models and their keys.
-fn devices(model: Option<&str>, json: bool) -> Result<(), Failure> {
-    let all = models();
+fn devices(all: &[DeviceModel], model: Option<&str>, json: bool) -> Result<(), Failure> {
     let chosen: Vec<&DeviceModel> = all
         .iter()
         .filter(|m| model.is_none_or(|name| m.name() == name))
         .collect();
     if let (Some(name), []) = (model, chosen.as_slice()) {
         let names: Vec<&str> = all.iter().map(DeviceModel::name).collect();
-        let names = names.join(", ");
+        let advice = match nearest(name, names.iter().copied()) {
+            Some(nearest) => format!("did you mean `{nearest}`?"),
+            None => format!("there are {}", names.join(", ")),
+        };
         return Err(Failure::usage(format!(
-            "there is no device type `{name}`: there are {names}"
+            "there is no device type `{name}`; {advice}"
         )));
     }
     if json {

@@ -6,11 +6,13 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use msr_bus::{MsrEvent, MsrObserver};
+use msr_bus::{DeviceModel, MsrObserver};
 
 use crate::cli::args::RunArgs;
+use crate::cli::msr_log::MsrLog;
+use crate::cli::plan::{plan, warn};
 use crate::cli::trace::{RunTrace, TraceOptions};
-use crate::cli::{Failure, models, print, session};
+use crate::cli::{Failure, print, session};
 use crate::sandbox::Role;
 use crate::shutdown::ShutdownReason;
 use crate::timing::{BootEvent, BootTiming};
@@ -20,21 +22,35 @@ use msr_kvm::MsrStats;
 /// Boots a guest and serves it until it ends.
 ///
 /// `timing` counts from the start of the program.
-pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
-    let mut config = args.config().map_err(Failure::usage)?;
+pub(crate) fn run(
+    args: RunArgs,
+    timing: BootTiming,
+    models: &[DeviceModel],
+) -> Result<(), Failure> {
+    let loaded = args.load()?;
+    let config = &loaded.config;
     if args.print_config {
-        let text = toml::to_string(&config).map_err(Failure::fault)?;
+        // What cannot be a machine is not printed as one.
+        warn(&loaded, &plan(&loaded, models)?);
+        let text = toml::to_string(config).map_err(Failure::fault)?;
         return print(&text);
     }
+    let failure = |error: VmError| Failure::of(&error, &loaded);
     let grace = Duration::from_secs(config.vm.grace.into());
-    let cpus = config.vm.topology().map_err(Failure::usage)?.vcpus();
-    let stats = args.msr_stats.then(|| Arc::new(MsrStats::new(cpus)));
+    let topology = config
+        .vm
+        .topology()
+        .map_err(|error| failure(error.into()))?;
+    let stats = args
+        .msr_stats
+        .then(|| Arc::new(MsrStats::new(topology.vcpus())));
     let timing = args.boot_timing.then(|| Arc::new(timing));
     let signals = session::block_signals().map_err(Failure::fault)?;
 
     // Without the buffer of `Stdout`: the console has its own.
     let output = io::stdout().as_fd().try_clone_to_owned();
     let output = File::from(output.map_err(Failure::fault)?);
+    let mut config = config.clone();
     let mut trace = args
         .trace
         .as_ref()
@@ -44,21 +60,22 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
                 kernel: args.trace_kernel,
                 observe: args.observe.as_deref(),
             };
-            RunTrace::new(&options, &mut config)
+            RunTrace::new(&options, &loaded, &mut config, models)
         })
         .transpose()?;
-    let confined = args.confine(&config)?;
+    let confined = args.confine(&config, models)?;
     let mut builder = Vm::builder(config)
         .console_output(output)
         .thread_filters(confined.filters.clone());
-    for model in models() {
+    for model in models {
         builder = builder.device_model(*model);
     }
     let observers = [
         stats.clone().map(|stats| stats as Arc<dyn MsrObserver>),
         trace.as_ref().map(RunTrace::observer),
+        log::log_enabled!(log::Level::Trace).then(|| Arc::new(MsrLog) as Arc<dyn MsrObserver>),
     ];
-    if let Some(observer) = Observers::of(observers.into_iter().flatten().collect()) {
+    for observer in observers.into_iter().flatten() {
         builder = builder.msr_observer(observer);
     }
     if let Some(trace) = &trace {
@@ -69,10 +86,8 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
         builder = builder.boot_timing(timing.clone());
     }
     let built = session::interruptible(&signals, || builder.build()).map_err(Failure::fault)?;
-    let vm = built.map_err(|error| match &args.config {
-        Some(path) if matches!(error, VmError::Msr(_)) => failure(error).in_config(path),
-        _ => failure(error),
-    })?;
+    let vm = built.map_err(failure)?;
+    warn(&loaded, vm.msr_plan());
     let terminal = session::open_terminal().map_err(Failure::fault)?;
     if let Some(trace) = &mut trace {
         trace.start(&vm)?;
@@ -104,34 +119,5 @@ pub(crate) fn run(args: RunArgs, timing: BootTiming) -> Result<(), Failure> {
             "stopped before the guest switched itself off",
         )),
         ShutdownReason::Fault(fault) => Err(Failure::fault(fault)),
-    }
-}
-
-/// Observers of one bus, each of which sees every access.
-struct Observers(Vec<Arc<dyn MsrObserver>>);
-
-impl Observers {
-    /// One observer for all of these; `None` of none.
-    fn of(mut observers: Vec<Arc<dyn MsrObserver>>) -> Option<Arc<dyn MsrObserver>> {
-        match observers.len() {
-            0 | 1 => observers.pop(),
-            _ => Some(Arc::new(Self(observers))),
-        }
-    }
-}
-
-impl MsrObserver for Observers {
-    fn observe(&self, event: &MsrEvent<'_>) {
-        for observer in &self.0 {
-            observer.observe(event);
-        }
-    }
-}
-
-fn failure(error: VmError) -> Failure {
-    if error.is_usage() {
-        Failure::usage(error)
-    } else {
-        Failure::fault(error)
     }
 }

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use msr_bus::DeviceModel;
 
 use crate::cli::args::RunArgs;
-use crate::cli::{Failure, models, print, terminal};
+use crate::cli::{Failure, print, terminal};
 use crate::config::Config;
 use crate::sandbox::{FileAccess, Sandbox, ThreadFilters, User, report_violations};
 
@@ -46,7 +47,7 @@ pub enum SandboxCommand {
 
 impl SandboxArgs {
     /// The sandbox, unless it is off.
-    fn of(&self, config: &Config) -> Result<Option<Sandbox>, Failure> {
+    fn of(&self, config: &Config, models: &[DeviceModel]) -> Result<Option<Sandbox>, Failure> {
         if self.sandbox == Switch::Off {
             if self.user.is_some() || self.chroot.is_some() || self.netns {
                 return Err(Failure::usage(
@@ -55,7 +56,7 @@ impl SandboxArgs {
             }
             return Ok(None);
         }
-        let sandbox = Sandbox::new(config, models())
+        let sandbox = Sandbox::new(config, models)
             .chroot(self.chroot.clone())
             .user(self.user)
             .network_namespace(self.netns);
@@ -65,8 +66,12 @@ impl SandboxArgs {
 
 impl RunArgs {
     /// The sandbox, unless it is off: with what the outputs need that the configuration does not name.
-    fn sandboxed(&self, config: &Config) -> Result<Option<Sandbox>, Failure> {
-        let mut sandbox = self.sandbox.of(config)?;
+    fn sandboxed(
+        &self,
+        config: &Config,
+        models: &[DeviceModel],
+    ) -> Result<Option<Sandbox>, Failure> {
+        let mut sandbox = self.sandbox.of(config, models)?;
         let mut files = Vec::new();
         if self.trace.is_some() {
             // Its header says what the host is. The trace itself is open before the process is confined.
@@ -89,8 +94,12 @@ impl RunArgs {
     }
 
     /// Confines the process, before the guest's files are opened.
-    pub(crate) fn confine(&self, config: &Config) -> Result<Confined, Failure> {
-        let Some(sandbox) = self.sandboxed(config)? else {
+    pub(crate) fn confine(
+        &self,
+        config: &Config,
+        models: &[DeviceModel],
+    ) -> Result<Confined, Failure> {
+        let Some(sandbox) = self.sandboxed(config, models)? else {
             return Ok(Confined {
                 sandbox: None,
                 filters: ThreadFilters::default(),
@@ -126,10 +135,10 @@ impl Confined {
     }
 }
 
-pub(crate) fn command(command: &SandboxCommand) -> Result<(), Failure> {
+pub(crate) fn command(command: &SandboxCommand, models: &[DeviceModel]) -> Result<(), Failure> {
     let SandboxCommand::Show(args) = command;
-    let config = args.config().map_err(Failure::usage)?;
-    match args.sandboxed(&config)? {
+    let config = args.load()?.config;
+    match args.sandboxed(&config, models)? {
         Some(sandbox) => print(&sandbox),
         None => print(&"the sandbox is off: --sandbox=on says what it would be\n"),
     }

@@ -4,8 +4,11 @@
 //! Not among them are what other keys and the topology decide (`hypervisor`, `ht`), and what KVM itself keeps up to date
 //! (`osxsave`, `ospke`). Some bits have no name in Linux; theirs here are the manuals'.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use msr_bus::nearest;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::leaves::{Leaves, Registers};
@@ -146,9 +149,6 @@ const WORDS: &[Word] = &[
     word(0x8000_0021, 0, Eax, &[(8, "autoibrs")]),
 ];
 
-/// How like a name another must be to be suggested, from 0 to 1.
-const LIKE: f64 = 0.7;
-
 /// A CPU feature that has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Feature {
@@ -161,7 +161,7 @@ pub struct Feature {
 
 /// Text that names no feature.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no CPU feature `{name}`{}", nearest.map_or(String::new(), |n| format!(", did you mean `{n}`?")))]
+#[error("there is no CPU feature `{name}`; {}", nearest.map_or("they are named as in the flags of /proc/cpuinfo".into(), |n| format!("did you mean `{n}`?")))]
 pub struct UnknownFeature {
     /// The text.
     pub name: String,
@@ -193,7 +193,7 @@ impl Feature {
             .find(|feature| feature.name == name)
             .ok_or_else(|| UnknownFeature {
                 name: name.to_owned(),
-                nearest: nearest(name),
+                nearest: nearest(name, Self::all().map(|feature| feature.name)),
             })
     }
 
@@ -235,18 +235,21 @@ impl Feature {
     }
 }
 
-fn nearest(name: &str) -> Option<&'static str> {
-    Feature::all()
-        .map(|feature| (strsim::jaro_winkler(name, feature.name), feature.name))
-        .filter(|(likeness, _)| *likeness > LIKE)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, name)| name)
-}
-
 impl<'de> Deserialize<'de> for Feature {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
         Self::by_name(&name).map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for Feature {
+    fn schema_name() -> Cow<'static, str> {
+        "Feature".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names: Vec<&str> = Self::all().map(|feature| feature.name).collect();
+        json_schema!({ "type": "string", "title": "a CPU feature's name", "enum": names })
     }
 }
 
@@ -311,7 +314,7 @@ mod tests {
         let error = Feature::by_name("avx512_vnn").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "there is no CPU feature `avx512_vnn`, did you mean `avx512_vnni`?"
+            "there is no CPU feature `avx512_vnn`; did you mean `avx512_vnni`?"
         );
         assert_eq!(Feature::by_name("~").unwrap_err().nearest, None);
     }

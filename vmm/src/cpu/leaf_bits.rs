@@ -5,16 +5,18 @@
 //!
 //! Some bits are not a configuration's to give: see [`decided_elsewhere`].
 
+use std::borrow::Cow;
 use std::fmt;
 
 use msr_filter::CpuTemplate;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::features::Register;
 use super::leaves::Leaves;
 
 /// Bits of one subleaf (`[[cpu.leaf]]`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LeafBits {
     /// The leaf: EAX before CPUID.
@@ -22,16 +24,17 @@ pub struct LeafBits {
     /// The subleaf: ECX before CPUID. 0 for a leaf without subleaves.
     #[serde(default)]
     pub subleaf: LeafNumber,
-    /// EAX.
+    /// Bits of EAX: a number gives all 32; in a string of 0b and 0, 1 or x for each bit, highest first, x leaves the bit as
+    /// it would be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eax: Option<RegisterBits>,
-    /// EBX.
+    /// Bits of EBX, as `eax`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ebx: Option<RegisterBits>,
-    /// ECX.
+    /// Bits of ECX, as `eax`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ecx: Option<RegisterBits>,
-    /// EDX.
+    /// Bits of EDX, as `eax`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edx: Option<RegisterBits>,
 }
@@ -47,6 +50,32 @@ pub struct RegisterBits {
     pub mask: u32,
     /// Their values; 0 outside the mask.
     pub value: u32,
+}
+
+impl JsonSchema for LeafNumber {
+    fn schema_name() -> Cow<'static, str> {
+        "LeafNumber".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["integer", "string"],
+            "title": "a number, or a string such as \"0x80000008\"",
+        })
+    }
+}
+
+impl JsonSchema for RegisterBits {
+    fn schema_name() -> Cow<'static, str> {
+        "RegisterBits".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["integer", "string"],
+            "title": "a number, or a bitmap such as \"0bxxx1\" in which x leaves a bit as it is",
+        })
+    }
 }
 
 /// Leaves with subleaves (Intel SDM volume 2, table 3-8; AMD APM volume 3, appendix E), of those that KVM fills in.

@@ -3,6 +3,7 @@
 use std::arch::x86_64::__cpuid;
 
 use msr_bus::{CpuIdentity, CpuVendor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::features::Feature;
@@ -14,19 +15,22 @@ use super::vendor::Vendor;
 const DEFAULT_BRAND: &str = "Virtual CPU";
 
 /// What CPUID shows the guest. What is not given is as the host's KVM has it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CpuModel {
     /// The vendor, such as `GenuineIntel`. Another than the host's needs `family` and `model` too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vendor: Option<Vendor>,
     /// The family, the extended one included: 6, or 25 for Zen 3.
+    #[schemars(range(max = FAMILY_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<u32>,
     /// The model, the extended one included: 106 for an Ice Lake server.
+    #[schemars(range(max = 255))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<u32>,
     /// The stepping.
+    #[schemars(range(max = STEPPING_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stepping: Option<u32>,
     /// The brand string (`model name` in /proc/cpuinfo): at most 47 printable ASCII characters.
@@ -59,7 +63,7 @@ pub struct CpuModel {
 }
 
 /// What becomes of features that are asked for and that this host's KVM does not offer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnoffered {
     /// The guest is shown them, and a warning tells what will come of it.
@@ -142,6 +146,19 @@ pub enum CpuModelError {
     /// A feature is both hidden and shown.
     #[error("cpu.hide and cpu.show both have `{0}`")]
     HiddenAndShown(Feature),
+}
+
+impl CpuModelError {
+    /// The key of the configuration that is wrong.
+    pub fn key(&self) -> String {
+        match self {
+            Self::TooLarge { key, .. } => format!("cpu.{key}"),
+            Self::Brand(_) => "cpu.brand".into(),
+            Self::Incomplete { .. } => "cpu.vendor".into(),
+            Self::Decided { .. } => "cpu.leaf".into(),
+            Self::HiddenAndShown(_) => "cpu.show".into(),
+        }
+    }
 }
 
 /// The identity that a guest is shown.

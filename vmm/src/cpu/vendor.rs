@@ -1,7 +1,9 @@
 //! The CPU's vendor, and the leaves that only one vendor's CPUs have.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::leaves::{Leaves, Registers};
@@ -98,6 +100,21 @@ impl Vendor {
                 (entry.ebx, entry.ecx, entry.edx) = text;
             });
         }
+    }
+}
+
+impl JsonSchema for Vendor {
+    fn schema_name() -> Cow<'static, str> {
+        "Vendor".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "title": "a vendor of 12 characters, such as \"GenuineIntel\" or \"AuthenticAMD\"",
+            "minLength": 12,
+            "maxLength": 12,
+        })
     }
 }
 

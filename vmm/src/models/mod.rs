@@ -13,8 +13,10 @@ mod overlay;
 mod tests;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use msr_bus::{Document, DocumentError, nearest};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use overlay::overlay;
@@ -54,7 +56,7 @@ impl BuiltIn {
 }
 
 /// What a model file says.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelFile {
     /// What the model is, in one line.
@@ -68,8 +70,9 @@ pub struct ModelFile {
 
 /// What a configuration writes as `model`: the name of a model that comes with the program, or the path of a file, which has
 /// a `/` or ends in `.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(title = "a CPU model's name or a path")]
 pub struct ModelName(String);
 
 /// Why there is no such model.
@@ -78,29 +81,22 @@ pub struct ModelName(String);
 pub enum ModelError {
     /// No model has the name.
     #[error(
-        "there is no CPU model `{name}`; there are {}, and a file of your own is written as a path, such as ./{name}.toml",
+        "there is no CPU model `{name}`; {}there are {}, and a file of your own is written as a path, such as ./{name}.toml",
+        did_you_mean(name),
         names()
     )]
     Unknown {
         /// The name.
         name: String,
     },
-    /// The file cannot be read.
-    #[error("cannot read CPU model {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The file is not TOML, or has keys or values that mean nothing in a model.
-    #[error("CPU model {name}: {source}")]
-    Parse {
-        /// The model's name or path.
-        name: String,
-        /// What is wrong, with the line.
-        source: Box<toml::de::Error>,
-    },
+    /// The file cannot be read, is not TOML, or has keys or values that mean nothing in a model.
+    #[error("CPU model: {0}")]
+    File(#[from] DocumentError),
+}
+
+fn did_you_mean(name: &str) -> String {
+    let nearest = nearest(name, BUILT_IN.iter().map(|model| model.name));
+    nearest.map_or(String::new(), |name| format!("did you mean `{name}`? "))
 }
 
 fn names() -> String {
@@ -138,29 +134,19 @@ impl ModelName {
     ///
     /// [`ModelError`].
     pub fn load(&self) -> Result<toml::Table, ModelError> {
-        let text = match self.as_path() {
-            Some(path) => {
-                let read = std::fs::read_to_string(path);
-                read.map_err(|source| ModelError::Read {
-                    path: path.to_owned(),
-                    source,
-                })?
-            }
-            None => BUILT_IN
-                .iter()
-                .find(|model| model.name == self.0)
-                .map(|model| model.text.to_owned())
-                .ok_or_else(|| ModelError::Unknown {
+        let file = match self.as_path() {
+            Some(path) => Document::read(path)?,
+            None => {
+                let model = BUILT_IN.iter().find(|model| model.name == self.0);
+                let unknown = || ModelError::Unknown {
                     name: self.0.clone(),
-                })?,
-        };
-        let refused = |source| ModelError::Parse {
-            name: self.0.clone(),
-            source: Box::new(source),
+                };
+                Document::new(&self.0, model.ok_or_else(unknown)?.text)
+            }
         };
         // As what it is first: the table alone would take any key.
-        toml::from_str::<ModelFile>(&text).map_err(refused)?;
-        let mut table: toml::Table = toml::from_str(&text).map_err(refused)?;
+        file.parse::<ModelFile>()?;
+        let mut table = file.table()?;
         table.remove("summary");
         Ok(table)
     }

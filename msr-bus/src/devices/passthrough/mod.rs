@@ -36,7 +36,6 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct RegisterConfig {
     /// The MSR's index or name, or a range of them.
-    #[cfg_attr(feature = "config", schemars(with = "String"))]
     pub msr: MsrRange,
     /// The host's CPU that is read. Unless given, the one that the vCPU's thread runs on.
     pub cpu: Option<u32>,

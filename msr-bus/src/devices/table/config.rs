@@ -23,7 +23,6 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct RegisterConfig {
     /// The register's MSR index or name; a range makes as many alike.
-    #[cfg_attr(feature = "config", schemars(with = "String"))]
     pub msr: MsrRange,
     /// The value after reset, of every copy; 0 unless given.
     pub value: Option<U64>,
@@ -60,7 +59,6 @@ pub struct RegisterConfig {
 #[serde(deny_unknown_fields)]
 pub struct FieldConfig {
     /// The bits, highest first as manuals write them ("15:8"), or one ("7").
-    #[cfg_attr(feature = "config", schemars(with = "String"))]
     pub bits: Bits,
     /// What they hold after reset, counted from the field's own lowest bit.
     pub value: U64,
@@ -142,6 +140,17 @@ impl<'de> Deserialize<'de> for Bits {
                 &"bits of 63 to 0, highest first, such as \"15:8\" or \"7\"",
             )
         })
+    }
+}
+
+#[cfg(feature = "config")]
+impl schemars::JsonSchema for Bits {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Bits".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "title": "bits of 63 to 0, highest first, such as \"15:8\" or \"7\"" })
     }
 }
 

@@ -3,14 +3,17 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use clap_complete::ArgValueCandidates;
 use msr_filter::MsrRange;
 use msr_trace::{AnswererClass, Kind, Query};
+
+use crate::cli::completions::candidates;
 
 /// What `msr-vmm decode` takes.
 #[derive(Debug, Args)]
 pub struct DecodeArgs {
     /// The MSR, by index (0xce) or name (MSR_PLATFORM_INFO).
-    #[arg(value_name = "MSR")]
+    #[arg(value_name = "MSR", add = ArgValueCandidates::new(candidates::msrs))]
     pub msr: MsrRange,
     /// Its value, in decimal or with 0x in hexadecimal.
     #[arg(value_name = "VALUE", value_parser = number)]
@@ -111,7 +114,7 @@ pub struct ShowArgs {
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
     /// Only these MSRs: an index, a name or a range. Can be given several times, as can --vcpu, --by and --function.
-    #[arg(long, value_name = "MSR")]
+    #[arg(long, value_name = "MSR", add = ArgValueCandidates::new(candidates::msrs))]
     pub msr: Vec<MsrRange>,
     /// Only this vCPU.
     #[arg(long, value_name = "N")]

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use msr_bus::Document;
 use msr_filter::{FilterConfig, FilterSpec, names};
 use msr_kvm::load_profile;
 use msr_trace::learn::{Check, Lesson, Profile};
@@ -27,22 +28,19 @@ pub(crate) fn learn(args: &LearnArgs) -> Result<(), Failure> {
     let profile = match &args.merge {
         None => lesson.profile(),
         Some(path) => {
-            let text = fs::read_to_string(path).map_err(|error| in_file(path, &error))?;
-            let config: FilterConfig =
-                toml::from_str(&text).map_err(|error| in_file(path, &error))?;
-            lesson.merge_into(&text, &config)
+            let file = Document::read(path).map_err(Failure::usage)?;
+            let config: FilterConfig = file.parse().map_err(Failure::usage)?;
+            lesson.merge_into(file.text(), &config)
         }
     };
     match &args.output {
-        Some(path) => fs::write(path, &profile.text).map_err(|error| in_file(path, &error))?,
+        Some(path) => {
+            fs::write(path, &profile.text).map_err(|error| Failure::cannot_write(path, &error))?;
+        }
         None => print(&profile.text)?,
     }
     tell(&profile);
     Ok(())
-}
-
-fn in_file(path: &Path, error: &dyn std::fmt::Display) -> Failure {
-    Failure::usage(format!("{}: {error}", path.display()))
 }
 
 /// Says what a person should know of the profile, on standard error.

@@ -5,13 +5,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use msr_bus::{MsrObserver, Topology, VcpuId};
+use msr_bus::{DeviceModel, MsrObserver, Topology, VcpuId};
 use msr_filter::MsrRange;
 use msr_trace::{Header, Kernel, NotSeen, Record, Recorder, Recording};
 
 use crate::builder::VmBuilder;
-use crate::cli::{Failure, filter};
-use crate::config::Config;
+use crate::cli::Failure;
+use crate::cli::plan::plan;
+use crate::config::{Config, LoadedConfig};
 use crate::cpu::topology::apic_id;
 use crate::trace::{
     KernelTrace, Observe, Sink, TraceObserver, header, monotonic, not_seen_by_tracepoints,
@@ -43,12 +44,17 @@ pub(crate) struct RunTrace {
 }
 
 impl RunTrace {
-    /// Opens the file and adds the observing devices to the configuration.
-    pub(crate) fn new(options: &TraceOptions<'_>, config: &mut Config) -> Result<Self, Failure> {
+    /// Opens the file and adds the observing devices to `config`, which is the one that was loaded.
+    pub(crate) fn new(
+        options: &TraceOptions<'_>,
+        loaded: &LoadedConfig,
+        config: &mut Config,
+        models: &[DeviceModel],
+    ) -> Result<Self, Failure> {
         let topology = config.vm.topology().map_err(Failure::usage)?;
         let mut observed = None;
         if let Some(named) = options.observe {
-            let observe = Observe::new(&filter::plan(config)?, named).map_err(Failure::fault)?;
+            let observe = Observe::new(&plan(loaded, models)?, named).map_err(Failure::fault)?;
             config.msr.devices.extend(observe.devices);
             observed = Some(observe.not_seen);
         }

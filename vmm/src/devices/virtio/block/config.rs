@@ -2,19 +2,20 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A disk as `[[vm.disk]]` or `--disk PATH[,ro][,serial=TEXT]` describes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
     /// A raw image, or a block device.
+    #[schemars(title = "a path")]
     pub path: PathBuf,
     /// Whether the guest may only read it.
     #[serde(default)]
     pub readonly: bool,
-    /// What the guest reads as the disk's serial number, cut to 20 bytes; the file's name if it is
-    /// not given.
+    /// What the guest reads as the disk's serial number, of which it gets 20 bytes; the file's name unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
 }

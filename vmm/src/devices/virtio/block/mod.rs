@@ -48,7 +48,7 @@ const MAX_RANGES: u32 = 16;
 /// The most sectors of one such range: 1 GiB.
 const MAX_RANGE_SECTORS: u32 = 1 << 21;
 /// The length of the serial number in bytes.
-const SERIAL_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
+pub(crate) const SERIAL_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
 /// The size of the configuration space up to and with the fields for write-zeroes.
 const CONFIG_LEN: usize = 60;
 

@@ -18,13 +18,13 @@ mod msrs;
 #[cfg(test)]
 mod tests;
 
+use msr_bus::nearest;
 use msr_filter::CpuTemplate;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use super::Imported;
-use crate::config::hint;
 use crate::cpu::OnUnoffered;
 use msr_kvm::OnRefusal;
 
@@ -175,10 +175,13 @@ pub fn import(text: &str) -> Result<Imported, FirecrackerError> {
 
 /// The field that an unknown one is most like, as a question to add to the error.
 fn suggestion(error: &serde_json::Error) -> String {
-    match hint(&error.to_string()) {
-        question if question.is_empty() => question,
-        question => format!("; {question}"),
-    }
+    let message = error.to_string();
+    // "unknown field `a`, expected one of `b`, `c`"
+    let mut names = message.split('`').skip(1).step_by(2);
+    let unknown = names.next().filter(|_| message.contains("unknown"));
+    unknown
+        .and_then(|unknown| nearest(unknown, names))
+        .map_or(String::new(), |name| format!("; did you mean `{name}`?"))
 }
 
 fn parse<T: DeserializeOwned>(text: &str) -> Result<T, FirecrackerError> {

@@ -1,0 +1,118 @@
+//! The plan of a configuration without a VM, and what in it is probably a mistake.
+
+use msr_bus::{Access, CpuVendor, DeviceModel};
+use msr_filter::{FilterSpec, Rule, Warning};
+use msr_kvm::{MsrPlan, MsrPlanBuilder, RuleSource};
+
+use crate::cli::Failure;
+use crate::config::LoadedConfig;
+use crate::vm::VmError;
+
+/// The plan of a configuration, whose machine must be one that can be.
+pub(crate) fn plan(loaded: &LoadedConfig, models: &[DeviceModel]) -> Result<MsrPlan, Failure> {
+    make(loaded, models).map_err(|error| Failure::of(&error, loaded))
+}
+
+fn make(loaded: &LoadedConfig, models: &[DeviceModel]) -> Result<MsrPlan, VmError> {
+    let config = &loaded.config;
+    config.vm.check()?;
+    let topology = config.vm.topology()?;
+    let plan = MsrPlan::builder(topology, config.cpu.cpu_identity()?)
+        .config(&config.msr, models)
+        .and_then(MsrPlanBuilder::build)?;
+    Ok(plan)
+}
+
+/// Whose CPU the guest is shown.
+pub(crate) fn vendor(loaded: &LoadedConfig) -> Option<CpuVendor> {
+    let identity = loaded.config.cpu.cpu_identity();
+    identity.ok().map(|identity| identity.vendor)
+}
+
+/// Logs what in a configuration is probably a mistake.
+pub(crate) fn warn(loaded: &LoadedConfig, plan: &MsrPlan) {
+    for warning in loaded
+        .config
+        .vm
+        .warnings()
+        .into_iter()
+        .chain(warnings(plan, vendor(loaded)))
+    {
+        log::warn!("{warning}");
+    }
+}
+
+/// What in the rules is probably a mistake, by where the rules come from.
+pub(crate) fn warnings(plan: &MsrPlan, vendor: Option<CpuVendor>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    // Each layer on its own: that another has the last word on an MSR is no mistake in it. The configuration's own rules are
+    // written beside the devices, and models and profiles without knowing of them.
+    for layer in &plan.layers {
+        let mut rules: Vec<(Rule, String)> = Vec::new();
+        if layer.name.is_empty() {
+            let claims = plan.spec.rules.iter().zip(&plan.sources);
+            let claims = claims.filter(|(_, source)| matches!(source, RuleSource::Claim { .. }));
+            rules.extend(claims.map(|(rule, source)| (*rule, source.to_string())));
+        }
+        let own = layer.spec.rules.iter().copied();
+        rules.extend(own.zip(layer.sources.iter().map(ToString::to_string)));
+        let spec = FilterSpec {
+            default: layer.spec.default,
+            rules: rules.iter().map(|(rule, _)| *rule).collect(),
+        };
+        let told = spec.warnings().into_iter();
+        warnings.extend(told.filter_map(|warning| of_rule(&rules, warning)));
+    }
+    for lost in &plan.lost {
+        warnings.push(lost.to_string());
+    }
+    // What a device answers is not missing.
+    let unanswered = |missing: Vec<(u32, Access)>| -> Vec<(u32, Access)> {
+        let answered = |index: u32| plan.bus.device(index).is_some();
+        missing.into_iter().filter(|(i, _)| !answered(*i)).collect()
+    };
+    for warning in plan.spec.warnings() {
+        let warning = match warning {
+            Warning::LinuxNeeds { missing } => match unanswered(missing) {
+                missing if missing.is_empty() => continue,
+                missing => Warning::LinuxNeeds { missing },
+            },
+            Warning::LinuxNeedsOnIntel { missing } if vendor != Some(CpuVendor::Amd) => {
+                match unanswered(missing) {
+                    missing if missing.is_empty() => continue,
+                    missing => Warning::LinuxNeedsOnIntel { missing },
+                }
+            }
+            _ => continue,
+        };
+        warnings.push(warning.to_string());
+    }
+    warnings
+}
+
+/// A warning about one rule.
+fn of_rule(rules: &[(Rule, String)], warning: Warning) -> Option<String> {
+    let rule = |number: usize| format!("{} on {}", rules[number].1, rules[number].0.range);
+    match warning {
+        Warning::Shadowed { rule: number, by } => Some(format!(
+            "{} has no effect: what comes before decides all it speaks of, first {}",
+            rule(number),
+            rule(by)
+        )),
+        Warning::X2Apic {
+            rule: number,
+            ignored,
+        } => Some(format!(
+            "{} has no effect on {ignored}: KVM never filters the x2APIC MSRs",
+            rule(number)
+        )),
+        Warning::FastPath { rule: number } => {
+            Some(format!("{}: {}", rule(number), msr_filter::FAST_PATH))
+        }
+        Warning::NoAccess { rule: number } => Some(format!(
+            "{} has no effect: it is for no kind of access",
+            rule(number)
+        )),
+        _ => None,
+    }
+}
