@@ -68,6 +68,9 @@ fuzz: ## Run every fuzzer, or those of TARGETS=, for SECONDS= each; needs cargo-
 lint: ## Formatting, clippy, links of the documentation, licences and sources of the dependencies, the scripts (with shellcheck)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	@for crate in msr-filter msr-bus msr-kvm msr-vmm; do \
+		$(CARGO) clippy -p $$crate --no-default-features --lib -- --deny warnings || exit 1; \
+	done
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny check licenses bans sources; \
