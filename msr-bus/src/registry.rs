@@ -31,7 +31,7 @@ impl JsonSchema for DeviceConfig {
         "DeviceConfig".into()
     }
 
-    /// The keys that every device has. What else there may be is for the models to say: see [`DeviceConfig::schema`].
+    /// The keys that every device has. What else there may be is for the models to say: see [`DeviceModel::schema`].
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "object",

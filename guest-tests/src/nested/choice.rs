@@ -5,7 +5,7 @@
 //! KVM keeps tables of its own for the guest, and the processor walks those only. `docs/test-bed.md` has
 //! what was run under which version, how often, and what failed.
 //!
-//! The version decides. For one that was not tried, a [trial](super::trial) boots a Linux guest and keeps
+//! The version decides. For one that was not tried, a trial boots a Linux guest and keeps
 //! what it found. `QEMU=` names another executable and `OUTER_PAGING=nested|shadow` decides the paging.
 
 use std::env;

@@ -4,7 +4,7 @@
 //! mode with paging on, RSI holding the address of the zero page. A bzImage is unpacked on the host and the ELF file
 //! inside it booted, so that one way leads into the guest and the guest does not decompress anything itself. An ELF
 //! file needs no Linux in it: whatever is linked for physical addresses from 1 MiB on is entered the same way. A 32-bit ELF
-//! file is a Multiboot kernel, and entered as such: see [`multiboot`].
+//! file is a Multiboot kernel, and entered as such: see `multiboot.rs`.
 //!
 //! Guest memory must be fresh (all zero): what is zero in the kernel is not written.
 

@@ -1,7 +1,7 @@
 //! What the guest is to be, as a TOML file or the command line says it.
 //!
 //! [`Config`] and the types in it are the one definition of the file: serde reads and writes it by them, and their doc
-//! comments and types make the JSON Schema, `man 5 msr-vmm.toml` and the words of errors (see [`reference`]).
+//! comments and types make the JSON Schema, `man 5 msr-vmm.toml` and the words of errors (see [`mod@reference`]).
 
 mod error;
 mod loaded;

@@ -2,7 +2,7 @@
 //!
 //! [`TraceObserver`] records every access that reaches userspace. What KVM answers itself is seen in one of two ways.
 //! [`KernelTrace`] reads KVM's tracepoints, also those of a VM that another VMM runs; [`Observe`] routes MSRs through
-//! userspace, where they are seen as any other. [`not_seen`] says what remains hidden.
+//! userspace, where they are seen as any other. `not_seen` says what remains hidden.
 
 mod header;
 mod kernel;
