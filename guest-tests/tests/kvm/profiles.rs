@@ -44,7 +44,8 @@ const TSEG_ADDR: u32 = 0xc001_0112;
 /// What Linux writes to its log when something is not as it should be.
 const COMPLAINTS: [&str; 4] = [UNCHECKED, "WARNING:", "Call Trace", "BUG:"];
 
-/// Every configuration that the README shows.
+/// Every configuration that the README shows boots Linux, which complains of nothing that it does not complain of
+/// without a configuration: QEMU's emulated processor gives it a reason or two of its own.
 fn readme(kernel: &Kernel) -> Result<(), Failed> {
     let blocks = include_str!("../../../README.md")
         .split("```toml\n")
@@ -53,23 +54,38 @@ fn readme(kernel: &Kernel) -> Result<(), Failed> {
     if blocks.len() < 2 {
         return Err(format!("{} configurations", blocks.len()).into());
     }
+    let usual = complaints(kernel, AS_IT_IS)?;
     for config in blocks {
-        let outcome = Guest::with_kernel(kernel, config, Plan::new([Step::KernelLog]))?.run()?;
-        let fail = |what: &str| Failed::from(format!("{what}\n{config}\n{}", outcome.stderr));
-        if outcome.status.code() != Some(0) {
-            return Err(fail(&format!("{}\n{}", outcome.status, outcome.console)));
-        }
-        let report = outcome.report()?;
-        let log = report.text(0).ok_or("no kernel log")?;
-        let complains = |line: &&str| COMPLAINTS.iter().any(|text| line.contains(text));
-        if !log.contains("Linux version") {
-            return Err(fail("not a kernel's log"));
-        }
-        if let Some(line) = log.lines().find(complains) {
-            return Err(fail(line));
+        for complaint in complaints(kernel, config)? {
+            if !usual.contains(&complaint) {
+                let usual = usual.join("\n");
+                return Err(format!("{complaint}\n{config}\nusual:\n{usual}").into());
+            }
         }
     }
     Ok(())
+}
+
+/// The complaints in the log of a guest with this configuration, without their times.
+fn complaints(kernel: &Kernel, config: &str) -> Result<Vec<String>, Failed> {
+    let outcome = Guest::with_kernel(kernel, config, Plan::new([Step::KernelLog]))?.run()?;
+    if outcome.status.code() != Some(0) {
+        let (status, stderr) = (outcome.status, &outcome.stderr);
+        return Err(format!("{status}\n{config}\n{}\n{stderr}", outcome.console).into());
+    }
+    let report = outcome.report()?;
+    let log = report.text(0).ok_or("no kernel log")?;
+    if !log.contains("Linux version") {
+        return Err("not a kernel's log".into());
+    }
+    let lines = log.lines();
+    let complaints = lines.filter(|line| COMPLAINTS.iter().any(|text| line.contains(text)));
+    let without_time = |line: &str| {
+        line.split_once("] ")
+            .map_or(line, |(_, text)| text)
+            .to_owned()
+    };
+    Ok(complaints.map(without_time).collect())
 }
 
 fn boots(kernel: &Kernel, profile: &str, config: &str) -> Result<(), Failed> {
