@@ -98,7 +98,7 @@ pub fn choose() -> Result<Backend, BackendError> {
 pub fn run_elsewhere(arguments: &[String], pack: Pack) -> Option<ExitCode> {
     match choose() {
         Ok(Backend::Kvm) => None,
-        Ok(Backend::Nested) => Some(run_in_outer_vm(arguments, pack)),
+        Ok(Backend::Nested) => Some(run_in_outer_vm(arguments, pack, None)),
         Err(error) => Some(failure(&error)),
     }
 }
@@ -113,18 +113,24 @@ pub fn failure(error: &BackendError) -> ExitCode {
 pub type Pack = fn(&mut OuterVm) -> Result<(), AssetError>;
 
 /// Runs this executable in the outer VM, with what `pack` packs at hand, and returns its exit code.
-pub fn run_in_outer_vm(arguments: &[String], pack: Pack) -> ExitCode {
-    in_outer_vm_with(arguments, pack).map_or_else(|error| failure(&error), ExitCode::from)
+///
+/// `name` tells it from other outer VMs that run at the same time.
+pub fn run_in_outer_vm(arguments: &[String], pack: Pack, name: Option<&str>) -> ExitCode {
+    in_outer_vm_with(arguments, pack, name).map_or_else(|error| failure(&error), ExitCode::from)
 }
 
-fn in_outer_vm_with(arguments: &[String], pack: Pack) -> Result<u8, BackendError> {
+fn in_outer_vm_with(
+    arguments: &[String],
+    pack: Pack,
+    name: Option<&str>,
+) -> Result<u8, BackendError> {
     let own = env::current_exe().map_err(BackendError::OwnPath)?;
-    let name = own
+    let own_name = own
         .file_name()
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    let guest_path = format!("/bin/{name}");
+    let guest_path = format!("/bin/{own_name}");
     let mut vm = OuterVm::new(std::iter::once(&guest_path).chain(arguments));
     vm.file(guest_path.as_str(), own)
         .cwd("/work")
@@ -133,6 +139,9 @@ fn in_outer_vm_with(arguments: &[String], pack: Pack) -> Result<u8, BackendError
         if let Ok(value) = env::var(variable) {
             vm.env(*variable, value);
         }
+    }
+    if let Some(name) = name {
+        vm.named(name);
     }
     pack(&mut vm)?;
     Ok(vm.run(&assets::outer_kernel()?)?)

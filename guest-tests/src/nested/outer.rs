@@ -40,7 +40,19 @@ pub struct OuterVm {
     silence: Duration,
     verbose: bool,
     choice: Option<Choice>,
-    output_hidden: bool,
+    output: Output,
+    name: Option<String>,
+}
+
+/// What happens to what the program writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    /// It is passed on as it comes.
+    Streamed,
+    /// It is passed on by whole lines: other outer VMs write too.
+    Lines,
+    /// Nobody sees it.
+    Hidden,
 }
 
 #[derive(Debug)]
@@ -153,7 +165,8 @@ impl OuterVm {
             silence: SILENCE,
             verbose: std::env::var_os("VERBOSE").is_some_and(|v| v == "1"),
             choice: None,
-            output_hidden: false,
+            output: Output::Streamed,
+            name: None,
         }
     }
 
@@ -221,7 +234,15 @@ impl OuterVm {
 
     /// Lets nobody see what the program writes.
     pub(super) fn hide_output(&mut self) -> &mut Self {
-        self.output_hidden = true;
+        self.output = Output::Hidden;
+        self
+    }
+
+    /// Names this outer VM among others that run at the same time: its progress lines have the name, and
+    /// what its program writes is passed on by whole lines.
+    pub fn named(&mut self, name: impl Into<String>) -> &mut Self {
+        self.name = Some(name.into());
+        self.output = Output::Lines;
         self
     }
 
@@ -240,8 +261,9 @@ impl OuterVm {
         };
         let started = Instant::now();
         let initramfs = self.initramfs(kernel)?;
-        progress(format_args!("{choice}"));
-        progress(format_args!(
+        let progress = Progress(self.name.take());
+        progress.say(format_args!("{choice}"));
+        progress.say(format_args!(
             "booting {}, initramfs {} MiB",
             kernel.version(),
             initramfs.len() >> 20
@@ -257,7 +279,7 @@ impl OuterVm {
         };
         let qemu = Qemu::spawn(&machine).map_err(OuterError::Qemu)?;
         drop(initramfs);
-        Watch::over(qemu, self.verbose, self.output_hidden)?.until_the_end(
+        Watch::over(qemu, self.verbose, self.output, progress)?.until_the_end(
             started,
             self.limit,
             self.silence,
@@ -297,9 +319,17 @@ impl OuterVm {
     }
 }
 
-/// One line about the outer VM, apart from the output of what runs in it.
-pub(super) fn progress(text: std::fmt::Arguments<'_>) {
-    eprintln!("outer VM: {text}");
+/// Says on standard error what an outer VM does, with its name if it has one.
+pub(super) struct Progress(pub(super) Option<String>);
+
+impl Progress {
+    /// One line, apart from the output of what runs in the VM.
+    pub(super) fn say(&self, text: std::fmt::Arguments<'_>) {
+        match &self.0 {
+            Some(name) => eprintln!("outer VM of {name}: {text}"),
+            None => eprintln!("outer VM: {text}"),
+        }
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, OuterError> {
@@ -326,6 +356,7 @@ struct Watch {
     events: mpsc::Receiver<Event>,
     console: thread::JoinHandle<String>,
     output: thread::JoinHandle<()>,
+    progress: Progress,
     /// When there was something from the VM last.
     alive: Alive,
 }
@@ -353,7 +384,12 @@ impl Alive {
 }
 
 impl Watch {
-    fn over(qemu: Qemu, verbose: bool, output_hidden: bool) -> Result<Self, OuterError> {
+    fn over(
+        qemu: Qemu,
+        verbose: bool,
+        how: Output,
+        progress: Progress,
+    ) -> Result<Self, OuterError> {
         let (sender, events) = mpsc::channel();
         let control = qemu.control.try_clone().map_err(OuterError::Qemu)?;
         let console = qemu.console.try_clone().map_err(OuterError::Qemu)?;
@@ -366,13 +402,12 @@ impl Watch {
             events,
             alive,
             console: thread::spawn(move || collect_console(console, verbose, &console_alive)),
-            output: thread::spawn(move || {
-                if output_hidden {
-                    // Read, so that its writer never waits.
-                    drop(io::copy(&mut &output, &mut io::sink()));
-                } else {
-                    forward_output(output);
-                }
+            progress,
+            output: thread::spawn(move || match how {
+                Output::Streamed => forward_output(output),
+                Output::Lines => forward_lines(output),
+                // Read, so that its writer never waits.
+                Output::Hidden => drop(io::copy(&mut &output, &mut io::sink())),
             }),
         })
     }
@@ -392,19 +427,21 @@ impl Watch {
                 Ok(Event::Alive) => {}
                 Ok(Event::Up) => {
                     stage = "the boot of its kernel";
-                    progress(format_args!("kernel up, {}", elapsed()));
+                    self.progress.say(format_args!("kernel up, {}", elapsed()));
                 }
                 Ok(Event::Ready) => {
                     stage = "the start of the program";
-                    progress(format_args!("program starts, {}", elapsed()));
+                    self.progress
+                        .say(format_args!("program starts, {}", elapsed()));
                 }
                 Ok(Event::Exited(code)) => {
                     status = Some(Ok(code));
-                    progress(format_args!("program exited with {code}, {}", elapsed()));
+                    self.progress
+                        .say(format_args!("program exited with {code}, {}", elapsed()));
                 }
                 Ok(Event::Signalled(signal)) => {
                     status = Some(Ok(128 + signal));
-                    progress(format_args!(
+                    self.progress.say(format_args!(
                         "program killed by signal {signal}, {}",
                         elapsed()
                     ));
@@ -479,6 +516,19 @@ fn collect_console(console: impl Read, verbose: bool, alive: &Alive) -> String {
         line.clear();
     }
     text
+}
+
+fn forward_lines(output: impl Read) {
+    let mut reader = BufReader::new(output);
+    let mut line = Vec::new();
+    while reader
+        .read_until(b'\n', &mut line)
+        .is_ok_and(|length| length > 0)
+    {
+        // One call for a line, so that lines of other outer VMs come before or after it.
+        let _ = io::stdout().lock().write_all(&line);
+        line.clear();
+    }
 }
 
 fn forward_output(mut output: impl Read) {

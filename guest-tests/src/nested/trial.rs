@@ -6,10 +6,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::choice::{Choice, Reason};
-use super::outer::{OuterError, OuterVm, progress};
+use super::outer::{OuterError, OuterVm, Progress};
 use crate::assets;
 use crate::guest::{COMMAND_LINE, Initrd, Plan, Step};
 use crate::kernel::Kernel;
@@ -17,8 +18,12 @@ use crate::kernel::Kernel;
 /// Boot of the outer VM and of the guest take about 10 s together.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// Outer VMs that are started at the same time wait for the one trial.
+static ONE_TRIAL: Mutex<()> = Mutex::new(());
+
 /// The same choice where it proves right, or with the other paging.
 pub(super) fn confirm(guess: Choice, kernel: &Kernel) -> Result<Choice, OuterError> {
+    let _one = ONE_TRIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let kept = kept(&guess);
     let known = fs::read_to_string(&kept).ok();
     let with = |paging| Choice {
@@ -31,7 +36,7 @@ pub(super) fn confirm(guess: Choice, kernel: &Kernel) -> Result<Choice, OuterErr
     }
     let mut failures = String::new();
     for paging in [guess.paging, guess.paging.other()] {
-        progress(format_args!(
+        Progress(None).say(format_args!(
             "QEMU {} was never tried: does a guest boot with {paging} paging?",
             guess.version
         ));

@@ -4,10 +4,14 @@
 //! Each module lists its tests in `trials()`. Arguments are libtest's: a filter, `--exact`,
 //! `--list` and so on.
 
+use std::collections::VecDeque;
+use std::env;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::thread;
 
 use guest_tests::assets;
-use guest_tests::backend::{self, Backend};
+use guest_tests::backend::{self, Backend, Pack};
 use guest_tests::kernel::{Kernel, Release};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -43,20 +47,21 @@ fn on_all_kernels(module: &str, tests: &[(&str, TestOnKernel)]) -> Vec<Trial> {
     trials
 }
 
+/// After the quickest, which tell most, the modules that take longest, so that none of these runs alone at the end.
 fn trials() -> Vec<Trial> {
     [
         smoke::trials(),
-        micro::trials(),
-        cli::trials(),
-        life::trials(),
+        trace::trials(),
+        devices::trials(),
+        disk::trials(),
         linux::trials(),
+        profiles::trials(),
+        life::trials(),
         smp::trials(),
         models::trials(),
         multiboot::trials(),
-        disk::trials(),
-        profiles::trials(),
-        devices::trials(),
-        trace::trials(),
+        cli::trials(),
+        micro::trials(),
     ]
     .into_iter()
     .flatten()
@@ -78,15 +83,61 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Runs the tests in outer VMs; the exit code is the first that is not success.
+/// Runs the tests in outer VMs, several at a time where no filter is given; the exit code is the first that is not
+/// success.
 fn in_outer_vms(arguments: &Arguments, trials: &[Trial]) -> ExitCode {
-    let passed_on = backend::harness_arguments(std::env::args().skip(1));
-    let mut outcome = ExitCode::SUCCESS;
-    for module in modules(arguments, trials) {
+    let modules = modules(arguments, trials);
+    let jobs = modules
+        .into_iter()
+        .map(|module| Job::new(arguments, trials, module));
+    let waiting = Mutex::new(jobs.collect::<VecDeque<_>>());
+    let next = || waiting.lock().ok()?.pop_front();
+    let outcome = Mutex::new(ExitCode::SUCCESS);
+    thread::scope(|scope| {
+        for _ in 0..outer_vms_at_a_time() {
+            scope.spawn(|| {
+                while let Some(job) = next() {
+                    let status = job.run();
+                    let mut outcome = outcome.lock().expect("no holder of the lock panics");
+                    if *outcome == ExitCode::SUCCESS {
+                        *outcome = status;
+                    }
+                }
+            });
+        }
+    });
+    outcome.into_inner().expect("no holder of the lock panics")
+}
+
+/// How many outer VMs run at the same time: one a core, as most guests have one CPU, and no more than four, each of
+/// which takes up to 3 GiB. `OUTER_VMS=` says otherwise.
+fn outer_vms_at_a_time() -> usize {
+    let given = env::var("OUTER_VMS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    given
+        .unwrap_or_else(|| thread::available_parallelism().map_or(1, |cores| cores.get().min(4)))
+        .max(1)
+}
+
+/// What one outer VM is booted for.
+struct Job {
+    arguments: Vec<String>,
+    pack: Pack,
+    /// The module, unless this is the only job.
+    name: Option<String>,
+}
+
+impl Job {
+    /// The tests of a module, or those that the arguments name.
+    fn new(arguments: &Arguments, trials: &[Trial], module: Option<String>) -> Self {
+        let prefix = module.as_ref().map(|module| format!("{module}::"));
         let any = |wanted: &dyn Fn(&str) -> bool| {
             trials.iter().any(|trial| {
-                let (name, prefix) = (trial.name(), module.as_deref().unwrap_or_default());
-                name.starts_with(prefix) && !arguments.is_filtered_out(trial) && wanted(name)
+                let name = trial.name();
+                name.starts_with(prefix.as_deref().unwrap_or_default())
+                    && !arguments.is_filtered_out(trial)
+                    && wanted(name)
             })
         };
         // Kernels are large; what does without one starts sooner.
@@ -98,17 +149,22 @@ fn in_outer_vms(arguments: &Arguments, trials: &[Trial]) -> ExitCode {
             } else {
                 assets::pack
             };
-        let passed_on: Vec<String> = passed_on.iter().cloned().chain(module).collect();
-        let status = backend::run_in_outer_vm(&passed_on, pack);
-        if outcome == ExitCode::SUCCESS {
-            outcome = status;
+        let mut passed_on = backend::harness_arguments(env::args().skip(1));
+        passed_on.extend(prefix);
+        Self {
+            arguments: passed_on,
+            pack,
+            name: module,
         }
     }
-    outcome
+
+    fn run(&self) -> ExitCode {
+        backend::run_in_outer_vm(&self.arguments, self.pack, self.name.as_deref())
+    }
 }
 
-/// What to run, one after the other: where no filter is given, each module by its prefix. Each gets an outer VM
-/// of its own, so that none meets what another left behind.
+/// What to run: where no filter is given, each module by its name. Each gets an outer VM of its own, so that none
+/// meets what another left behind.
 fn modules(arguments: &Arguments, trials: &[Trial]) -> Vec<Option<String>> {
     if arguments.filter.is_some() {
         return vec![None];
@@ -117,7 +173,7 @@ fn modules(arguments: &Arguments, trials: &[Trial]) -> Vec<Option<String>> {
         .iter()
         .filter(|trial| !arguments.is_filtered_out(trial))
         .filter_map(|trial| trial.name().split("::").next())
-        .map(|name| Some(format!("{name}::")))
+        .map(|name| Some(name.to_owned()))
         .collect();
     modules.dedup();
     modules
