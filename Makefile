@@ -14,6 +14,13 @@ ifdef MODULES
 export MODULES := $(abspath $(MODULES))
 endif
 
+# Where the home is read-only, cargo keeps what it fetches with what it builds.
+ifndef CARGO_HOME
+ifneq ($(shell mkdir -p "$$HOME/.cargo/registry" 2>/dev/null && test -w "$$HOME/.cargo/registry" && echo yes),yes)
+export CARGO_HOME := $(abspath $(or $(CARGO_TARGET_DIR),target)/cargo)
+endif
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup kernel guests rootfs readers build demo test soak bench fuzz lint clean
 
