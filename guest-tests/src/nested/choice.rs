@@ -36,6 +36,15 @@ impl Paging {
         }
     }
 
+    /// The accelerator. With nested paging one thread emulates all CPUs: with a thread for each, QEMU 10.0 now and then
+    /// saves the host's registers as a guest's, which is lost then (docs/test-bed.md).
+    pub(super) const fn accelerator(self) -> &'static str {
+        match self {
+            Self::Nested => "tcg,thread=single",
+            Self::Shadow => "tcg,thread=multi",
+        }
+    }
+
     /// The other one.
     pub(super) const fn other(self) -> Self {
         match self {

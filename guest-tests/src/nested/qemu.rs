@@ -76,7 +76,7 @@ impl Qemu {
                 "none",
                 "-no-reboot",
             ])
-            .args(["-accel", "tcg,thread=multi"])
+            .args(["-accel", machine.choice.paging.accelerator()])
             .args(["-cpu", machine.choice.paging.cpu()])
             .args([
                 "-smp",
