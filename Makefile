@@ -6,6 +6,9 @@ PROFILE ?= dev
 # Where cargo puts the executables; .cargo/config.toml names the target.
 BUILT = $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(patsubst dev,debug,$(PROFILE))
 
+# The oldest Rust that the crates promise to build with.
+MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
 # A kernel and its modules in place of Debian's; the tests run in another directory.
 ifdef KERNEL
 export KERNEL := $(abspath $(KERNEL))
@@ -22,10 +25,10 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel guests rootfs readers build demo test soak bench fuzz lint clean
+.PHONY: help setup kernel guests rootfs readers build demo test soak bench fuzz lint deb deb-test clean
 
 help: ## List the commands
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: QEMU, a C compiler, e2fsprogs, fakeroot (Debian and Ubuntu)
 	@resources/setup.sh
@@ -72,7 +75,7 @@ fuzz: ## Run every fuzzer, or those of TARGETS=, for SECONDS= each; needs cargo-
 			-max_total_time=$(or $(SECONDS),60) -timeout=30 -rss_limit_mb=1024 -print_final_stats=1 || exit 1; \
 	done
 
-lint: ## Formatting, clippy, links of the documentation, licences and sources of the dependencies, the scripts (with shellcheck)
+lint: ## Formatting, clippy, documentation, licences of the dependencies, oldest Rust, public API, scripts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 	@for crate in msr-filter msr-bus msr-kvm msr-vmm; do \
@@ -84,8 +87,26 @@ lint: ## Formatting, clippy, links of the documentation, licences and sources of
 	else \
 		echo 'licences and sources of the dependencies are not checked: cargo install --locked cargo-deny'; \
 	fi
+	@if $(CARGO) +$(MSRV) --version >/dev/null 2>&1; then \
+		$(CARGO) +$(MSRV) check --workspace --all-targets; \
+	else \
+		echo 'nothing is built with Rust $(MSRV), the oldest that is promised: rustup toolchain install $(MSRV)'; \
+	fi
+	@if ! $(CARGO) semver-checks --version >/dev/null 2>&1; then \
+		echo 'changes of the public API are not checked: cargo install --locked cargo-semver-checks'; \
+	elif tag=$$(git describe --tags --abbrev=0 2>/dev/null); then \
+		$(CARGO) semver-checks --baseline-rev "$$tag"; \
+	else \
+		echo 'changes of the public API are not checked: no version has a tag yet'; \
+	fi
 	@command -v shellcheck >/dev/null || resources/setup.sh shellcheck
 	shellcheck resources/*.sh .ci/run
+
+deb: ## Make a Debian package of msr-vmm under target/debian: command, man pages, completions, models, profiles
+	@resources/make-deb.sh
+
+deb-test: ## Install that package in a clean Debian tree (RELEASE=bookworm) and use it there; needs root
+	@resources/test-deb.sh $(or $(RELEASE),bookworm)
 
 clean: ## Remove what was built; the fetched kernels stay
 	$(CARGO) clean --profile dev

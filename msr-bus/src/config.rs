@@ -8,13 +8,18 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A 64-bit register value. A configuration may write it as an integer, or as a string in hexadecimal
-/// (`"0x8000_0000_0000_0000"`) because TOML's integers end at 2^63 - 1.
+/// (`"0x8000_0000_0000_0000"`) because TOML's integers end at 2^63 - 1. In a
+/// format that is not for people, such as postcard, it is a `u64`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct U64(pub u64);
 
 impl<'de> Deserialize<'de> for U64 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(U64Visitor)
+        if deserializer.is_human_readable() {
+            deserializer.deserialize_any(U64Visitor)
+        } else {
+            u64::deserialize(deserializer).map(Self)
+        }
     }
 }
 
@@ -56,7 +61,11 @@ impl Visitor<'_> for U64Visitor {
 
 impl Serialize for U64 {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{:#x}", self.0))
+        if serializer.is_human_readable() {
+            serializer.collect_str(&format_args!("{:#x}", self.0))
+        } else {
+            self.0.serialize(serializer)
+        }
     }
 }
 

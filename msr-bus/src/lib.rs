@@ -57,6 +57,9 @@ mod registry;
 mod state;
 mod syscalls;
 pub mod testing;
+#[cfg(feature = "config")]
+#[doc(hidden)]
+pub mod toml_text;
 mod topology;
 
 pub use access::{

@@ -14,6 +14,7 @@ use crate::{DeviceContext, Model, MsrDevice, Syscall, devices, nearest};
 
 /// A device as a configuration describes it: `type`, optionally `name`, and the model's own keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct DeviceConfig {
     /// Which model.
     #[serde(rename = "type")]
@@ -25,6 +26,8 @@ pub struct DeviceConfig {
     #[serde(flatten)]
     pub keys: toml::Table,
 }
+
+crate::toml_in_binary_formats!(DeviceConfig);
 
 impl JsonSchema for DeviceConfig {
     fn schema_name() -> Cow<'static, str> {

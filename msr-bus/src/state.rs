@@ -1,11 +1,13 @@
 //! Device state, saved and restored.
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The state of one device: its own data under a version of its own.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+///
+/// In a format without types of its own, such as postcard or bitcode, the data is JSON text, whose depth its parser bounds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct DeviceState {
     version: u32,
     data: serde_json::Value,
@@ -79,15 +81,35 @@ impl DeviceState {
     }
 }
 
+impl Serialize for DeviceState {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            return Self::serialize(self, serializer);
+        }
+        (self.version, self.data.to_string()).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceState {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            return Self::deserialize(deserializer);
+        }
+        let (version, text) = <(u32, String)>::deserialize(deserializer)?;
+        let data = serde_json::from_str(&text).map_err(serde::de::Error::custom)?;
+        Ok(Self { version, data })
+    }
+}
+
 /// The state of every device on a bus that keeps any.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BusState {
     pub(crate) version: u32,
     pub(crate) devices: Vec<NamedState>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NamedState {
     pub(crate) device: String,

@@ -31,7 +31,7 @@ use crate::{Access, FilterSpec, MsrRange, Rule, Verdict};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", serde(remote = "Self", deny_unknown_fields))]
 pub struct FilterConfig {
     /// The verdict where no rule matches: allow where it is not said, as in KVM without a filter.
     #[cfg_attr(feature = "serde", serde(default = "allow"))]
@@ -48,10 +48,13 @@ pub struct FilterConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", serde(remote = "Self", deny_unknown_fields))]
 pub struct RuleConfig {
     /// The MSRs the rule speaks of. At least one, when it comes from a file.
-    #[cfg_attr(feature = "serde", serde(deserialize_with = "at_least_one"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(deserialize_with = "serde_impls::at_least_one")
+    )]
     #[cfg_attr(feature = "schemars", schemars(length(min = 1)))]
     pub msrs: Vec<MsrRange>,
     /// The kinds of access it speaks of, both where it is not said.
@@ -134,15 +137,6 @@ fn is_zero(weight: &u32) -> bool {
 
 /// A rule without MSRs would be silently without effect.
 #[cfg(feature = "serde")]
-fn at_least_one<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Vec<MsrRange>, D::Error> {
-    let msrs = <Vec<MsrRange> as serde::Deserialize>::deserialize(deserializer)?;
-    if msrs.is_empty() {
-        return Err(serde::de::Error::invalid_length(0, &"at least one MSR"));
-    }
-    Ok(msrs)
-}
-
+mod serde_impls;
 #[cfg(all(test, feature = "serde"))]
 mod tests;

@@ -38,7 +38,8 @@ impl Serialize for FilterRange {
         let mut range = serializer.serialize_struct("FilterRange", 4)?;
         range.serialize_field("access", &self.access())?;
         range.serialize_field("base", &self.span().first())?;
-        range.serialize_field("nmsrs", &self.span().len())?;
+        // As wide as it is read: formats such as bitcode take no other integer.
+        range.serialize_field("nmsrs", &(self.span().len() as u32))?;
         range.serialize_field("bitmap", &bitmap.collect::<String>())?;
         range.end()
     }

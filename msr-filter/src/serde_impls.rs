@@ -1,4 +1,7 @@
 //! The vocabulary in serde's data model: as the strings that it displays and parses.
+//!
+//! Formats without types of their own, such as postcard, cannot tell a string from a number. In them a range is its
+//! first and last index.
 
 use alloc::string::{String, ToString};
 use core::fmt;
@@ -10,14 +13,19 @@ use crate::{Access, MsrRange};
 
 impl Serialize for MsrRange {
     /// As `"0x611"` or `"0x600-0x63f"`: by number, because a name may mean another register to the
-    /// reader's CPU.
+    /// reader's CPU. As two numbers in a format that is not for people.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            (self.first(), self.last()).serialize(serializer)
+        }
     }
 }
 
 impl<'de> Deserialize<'de> for MsrRange {
-    /// From a string as `FromStr` reads it, or from an integer for a single MSR.
+    /// From a string as `FromStr` reads it, or from an integer for a single MSR; from two numbers in a format that is not
+    /// for people.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visit;
 
@@ -45,7 +53,11 @@ impl<'de> Deserialize<'de> for MsrRange {
             }
         }
 
-        deserializer.deserialize_any(Visit)
+        if deserializer.is_human_readable() {
+            return deserializer.deserialize_any(Visit);
+        }
+        let (first, last) = <(u32, u32)>::deserialize(deserializer)?;
+        Self::new(first, last).map_err(D::Error::custom)
     }
 }
 

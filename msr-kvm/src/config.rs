@@ -11,7 +11,7 @@ use crate::{FilterLayer, InitialMsr, Layer, MsrPlanBuilder, PlanError, profile};
 
 /// Who answers which MSR.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct MsrConfig {
     /// The reasons for which KVM asks userspace; for the others it injects #GP itself. "filter": the filter denies the
     /// access. "unknown": KVM has no such MSR. "invalid": KVM rejects the value or the kind of access.
@@ -38,6 +38,8 @@ pub struct MsrConfig {
     #[serde(rename = "device", skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceConfig>,
 }
+
+msr_bus::toml_in_binary_formats!(MsrConfig);
 
 impl Default for MsrConfig {
     fn default() -> Self {

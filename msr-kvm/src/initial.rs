@@ -11,7 +11,7 @@ use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use msr_bus::{MsrBus, U64};
 use msr_filter::MsrRange;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{MsrPlan, PlanError, VmMsrsError};
 
@@ -45,7 +45,7 @@ pub enum OnRefusal {
 /// An initial value as a configuration writes it.
 #[derive(Deserialize, Serialize)]
 #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 struct Written {
     /// The MSR, by index or name.
     msr: MsrRange,
@@ -57,6 +57,31 @@ struct Written {
     /// What becomes of the VM where KVM does not take the value: "error" (it is not built) or "warn" (it is built without).
     #[serde(default, skip_serializing_if = "is_error")]
     refused: OnRefusal,
+}
+
+impl Serialize for Written {
+    /// Without field names, as in postcard, nothing may be left out.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            return Self::serialize(self, serializer);
+        }
+        (self.msr, self.value, self.mask, self.refused).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Written {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            return Self::deserialize(deserializer);
+        }
+        let (msr, value, mask, refused) = Deserialize::deserialize(deserializer)?;
+        Ok(Self {
+            msr,
+            value,
+            mask,
+            refused,
+        })
+    }
 }
 
 fn is_error(refused: &OnRefusal) -> bool {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::source::RuleSource;
 
 /// A filter that narrows the others of a configuration (`[[msr.layer]]`).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FilterLayer {

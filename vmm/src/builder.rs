@@ -1,5 +1,6 @@
 //! A virtual machine from its configuration.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -39,6 +40,15 @@ pub struct VmBuilder {
 
 /// What a vCPU's thread does last; see [`VmBuilder::at_stop`].
 pub(crate) type AtStop = Arc<dyn Fn(&dyn VcpuContext) + Send + Sync>;
+
+impl fmt::Debug for VmBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VmBuilder")
+            .field("config", &self.config)
+            .field("models", &self.models)
+            .finish_non_exhaustive()
+    }
+}
 
 impl VmBuilder {
     /// A VM of this configuration, whose console output goes nowhere.

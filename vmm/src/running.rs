@@ -1,5 +1,6 @@
 //! A VM whose vCPUs run, and what can be done with it from outside.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -84,12 +85,7 @@ impl RunningVm {
 
     /// Waits until the guest ends, and stops what is left of it.
     pub fn wait(mut self) -> ShutdownReason {
-        // `self` holds a sender, so the channel cannot be closed.
-        let reason = self
-            .shutdown_receiver
-            .reasons
-            .recv()
-            .unwrap_or(ShutdownReason::Stopped);
+        let reason = self.shutdown_receiver.wait();
         self.halt();
         if !matches!(reason, ShutdownReason::Stopped) {
             self.console.close(CONSOLE_FLUSH_TIMEOUT);
@@ -201,8 +197,29 @@ impl RunningVm {
     }
 }
 
+impl fmt::Debug for RunningVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunningVm")
+            .field("msrs", &self.msrs)
+            .field("vcpus", &self.threads.len())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for RunningVm {
     fn drop(&mut self) {
         self.halt();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An event loop, an API's thread and a signal handler's share it.
+    #[test]
+    fn a_running_vm_is_shared_by_threads() {
+        fn shared<T: Send + Sync + fmt::Debug>() {}
+        shared::<RunningVm>();
     }
 }

@@ -1,8 +1,8 @@
 //! Why a guest does not run any more, and the channel that reports it.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -32,7 +32,8 @@ pub struct ShutdownSender {
 
 /// Receives the reason of the shutdown.
 pub(crate) struct ShutdownReceiver {
-    pub(crate) reasons: Receiver<ShutdownReason>,
+    /// In a mutex, so that what keeps the receiver may be shared by threads.
+    reasons: Mutex<Receiver<ShutdownReason>>,
     pub(crate) event: Arc<EventFd>,
 }
 
@@ -48,10 +49,28 @@ pub(crate) fn shutdown_channel() -> io::Result<(ShutdownSender, ShutdownReceiver
     Ok((
         sending,
         ShutdownReceiver {
-            reasons: receiver,
+            reasons: Mutex::new(receiver),
             event,
         },
     ))
+}
+
+impl ShutdownReceiver {
+    /// Waits for the reason.
+    pub(crate) fn wait(&self) -> ShutdownReason {
+        // Whoever waits has a sender too, so the channel cannot be closed.
+        self.reasons().recv().unwrap_or(ShutdownReason::Stopped)
+    }
+
+    /// The reason, if there is one yet.
+    #[cfg(test)]
+    pub(crate) fn try_receive(&self) -> Option<ShutdownReason> {
+        self.reasons().try_recv().ok()
+    }
+
+    fn reasons(&self) -> MutexGuard<'_, Receiver<ShutdownReason>> {
+        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ShutdownSender {
@@ -78,8 +97,8 @@ mod tests {
             sender.clone().send(ShutdownReason::Reset);
         }
         assert_eq!(receiver.event.read().unwrap(), 1);
-        let first = receiver.reasons.try_recv();
-        assert!(matches!(first, Ok(ShutdownReason::PowerOff)));
-        assert!(receiver.reasons.try_recv().is_err());
+        let first = receiver.try_receive();
+        assert!(matches!(first, Some(ShutdownReason::PowerOff)));
+        assert!(receiver.try_receive().is_none());
     }
 }

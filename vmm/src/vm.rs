@@ -1,5 +1,6 @@
 //! A virtual machine that is set up and does not run yet, and why there may be none.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -183,6 +184,15 @@ pub struct Vm {
     pub(crate) shutdown_receiver: ShutdownReceiver,
     pub(crate) timing: Option<Arc<BootTiming>>,
     pub(crate) filters: ThreadFilters,
+}
+
+impl fmt::Debug for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vm")
+            .field("msrs", &self.msrs)
+            .field("vcpus", &self.vcpus.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Vm {

@@ -13,6 +13,8 @@ const OTHER: &str = "[[msr.device]]\ntype = \"scratch\"\nmsr = \"0xc0011f00\"\n"
 const TEMPLATE: &str = r#"{"cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0,
     "modifiers": [{"register": "ecx", "bitmap": "0b0xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}]}], "msr_modifiers": []}"#;
 
+const PROFILE: &str = "default = \"deny\"\n[[rule]]\nmsrs = [\"0x10\"]\nverdict = \"allow\"\n";
+
 /// A folder with the files that examples name, which goes with the value.
 struct Folder(PathBuf);
 
@@ -24,6 +26,8 @@ impl Folder {
             ("vm.toml", VM),
             ("other.toml", OTHER),
             ("mine.toml", OTHER),
+            ("rapl.toml", OTHER),
+            ("profile.toml", PROFILE),
             ("template.json", TEMPLATE),
             ("vmlinuz", ""),
             ("initrd.img", ""),
@@ -195,13 +199,33 @@ fn the_configurations_in_markdown_files_are_taken_without_a_warning() {
     assert!(count >= 2, "{count}");
 }
 
+/// The commands of a text: in prose, and as lines of their own, indented or in a fenced block of `sh`. Those of a `console`
+/// block are run by the test of `docs/`, which compares what they print.
+fn commands(text: &str) -> Vec<&str> {
+    let outside = text.split("```").step_by(2);
+    let spans = outside
+        .clone()
+        .flat_map(|part| part.split('`').skip(1).step_by(2))
+        .filter(|span| !span.contains('\n'));
+    let indented = outside
+        .flat_map(str::lines)
+        .filter_map(|line| line.strip_prefix("    "));
+    let fenced = blocks(text, "sh").into_iter().flat_map(str::lines);
+    let lines = indented
+        .chain(fenced)
+        .map(|line| line.split(" # ").next().unwrap_or(line).trim_end());
+    spans
+        .chain(lines)
+        .filter(|command| command.starts_with("msr-vmm "))
+        .collect()
+}
+
 #[test]
 fn the_commands_in_markdown_files_are_this_programs() {
     let folder = Folder::new("commands");
     let mut count = 0;
     for (path, text) in markdown() {
-        let spans = text.split('`').skip(1).step_by(2);
-        for span in spans.filter(|s| s.starts_with("msr-vmm ") && !s.contains('\n')) {
+        for span in commands(&text) {
             // Placeholders become what they stand for, and of alternatives the first is taken.
             let line: Vec<&str> = span
                 .split_whitespace()
@@ -230,7 +254,7 @@ fn the_commands_in_markdown_files_are_this_programs() {
             count += 1;
         }
     }
-    assert!(count >= 5, "{count}");
+    assert!(count >= 20, "{count}");
 }
 
 #[test]

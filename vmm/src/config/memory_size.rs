@@ -83,6 +83,10 @@ impl<'de> Deserialize<'de> for MemorySize {
             Mib(u64),
             Text(String),
         }
+        if !deserializer.is_human_readable() {
+            let text = String::deserialize(deserializer)?;
+            return text.parse().map_err(serde::de::Error::custom);
+        }
         let text = match Written::deserialize(deserializer)? {
             Written::Mib(mib) => mib.to_string(),
             Written::Text(text) => text,

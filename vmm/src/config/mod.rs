@@ -29,7 +29,7 @@ pub use vm::{MAX_CPUS, MIN_MEMORY, TopologyConfig, VmConfig};
 
 /// Everything `msr-vmm run` takes. `--config` reads it from a file, and `--print-config` prints it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct Config {
     // There in what a file says, and gone from what `Config::load` makes of it.
     /// The CPU model that everything else is laid over: the name of one that comes with the program, or the path of a
@@ -43,6 +43,8 @@ pub struct Config {
     /// Who answers which MSR.
     pub msr: MsrConfig,
 }
+
+msr_bus::toml_in_binary_formats!(Config);
 
 impl Config {
     /// Reads a configuration file and lays it over the CPU model that it names, if it names one. Relative paths in it are

@@ -23,8 +23,8 @@ pub(super) const APIC_ID_MAX: u32 = 254;
 pub const MAX_CPUS: u32 = 128;
 
 /// The machine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct VmConfig {
     /// How many vCPUs there are.
     #[schemars(range(min = 1, max = MAX_CPUS))]
@@ -81,6 +81,8 @@ pub struct TopologyConfig {
     #[serde(default = "one")]
     pub threads: u32,
 }
+
+msr_bus::toml_in_binary_formats!(VmConfig);
 
 fn one() -> u32 {
     1

@@ -17,7 +17,7 @@ use super::leaves::Leaves;
 
 /// Bits of one subleaf (`[[cpu.leaf]]`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct LeafBits {
     /// The leaf: EAX before CPUID.
     pub leaf: LeafNumber,
@@ -38,6 +38,8 @@ pub struct LeafBits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edx: Option<RegisterBits>,
 }
+
+msr_bus::toml_in_binary_formats!(LeafBits);
 
 /// The number of a leaf or subleaf: an integer, or a string such as `"0x80000008"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -213,7 +215,12 @@ impl<'de> Deserialize<'de> for LeafNumber {
             Number(u32),
             Text(String),
         }
-        match Written::deserialize(deserializer)? {
+        let written = if deserializer.is_human_readable() {
+            Written::deserialize(deserializer)?
+        } else {
+            Written::Text(String::deserialize(deserializer)?)
+        };
+        match written {
             Written::Number(number) => Ok(Self(number)),
             Written::Text(text) => parse_number(&text).map(Self).ok_or_else(|| {
                 de::Error::custom(format_args!(

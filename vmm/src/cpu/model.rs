@@ -15,8 +15,8 @@ use super::vendor::Vendor;
 const DEFAULT_BRAND: &str = "Virtual CPU";
 
 /// What CPUID shows the guest. What is not given is as the host's KVM has it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(remote = "Self", deny_unknown_fields, default)]
 pub struct CpuModel {
     /// The vendor, such as `GenuineIntel`. Another than the host's needs `family` and `model` too.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,6 +61,8 @@ pub struct CpuModel {
     #[serde(skip_serializing_if = "is_show")]
     pub unoffered: OnUnoffered,
 }
+
+msr_bus::toml_in_binary_formats!(CpuModel);
 
 /// What becomes of features that are asked for and that this host's KVM does not offer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -33,7 +33,7 @@ mod tests {
         for (data, status) in [(&[0u8][..], 1), (&[1, 0], 3), (&[0x10, 1, 0, 0], 0x221)] {
             let (sender, receiver) = shutdown_channel().unwrap();
             DebugExit(sender).pio_write(PioAddress(0xf4), 0, data);
-            let reason = receiver.reasons.try_recv().unwrap();
+            let reason = receiver.try_receive().unwrap();
             assert!(
                 matches!(reason, ShutdownReason::DebugExit(s) if s == status),
                 "{reason:?}"

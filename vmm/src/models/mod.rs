@@ -57,7 +57,7 @@ impl BuiltIn {
 
 /// What a model file says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct ModelFile {
     /// What the model is, in one line.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -67,6 +67,8 @@ pub struct ModelFile {
     /// Which MSRs it has.
     pub msr: MsrConfig,
 }
+
+msr_bus::toml_in_binary_formats!(ModelFile);
 
 /// What a configuration writes as `model`: the name of a model that comes with the program, or the path of a file, which has
 /// a `/` or ends in `.toml`.

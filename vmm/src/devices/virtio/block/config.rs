@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A disk as `[[vm.disk]]` or `--disk PATH[,ro][,serial=TEXT]` describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct DiskConfig {
     /// A raw image, or a block device.
     #[schemars(title = "a path")]
@@ -19,6 +19,8 @@ pub struct DiskConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
 }
+
+msr_bus::toml_in_binary_formats!(DiskConfig);
 
 /// Why a `--disk` argument cannot be read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
