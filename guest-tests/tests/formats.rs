@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use msr_bus::testing::context;
 use msr_bus::{
-    BusState, CpuVendor, DeviceConfig, DeviceModel, DeviceState, ExitReason, Fallback, MsrBus,
-    MsrDevice, Scope, Topology, U64, Unclaimed, VcpuId,
+    BusBuilder, BusState, CpuVendor, DeviceConfig, DeviceModel, DeviceState, ExitReason, Fallback,
+    MsrBus, MsrDevice, Scope, Topology, U64, Unclaimed, VcpuId,
 };
 use msr_filter::{
     Access, FilterConfig, FilterSpec, MsrFilter, MsrRange, Rule, RuleConfig, Verdict,
@@ -302,7 +302,7 @@ fn a_bus_is_restored_from_each_format() {
     let bus = || {
         let devices = built().into_iter().filter(|d| d.save().is_some());
         devices
-            .fold(MsrBus::builder(), |bus, device| bus.device(device))
+            .fold(MsrBus::builder(), BusBuilder::device)
             .build()
             .unwrap()
     };

@@ -107,7 +107,7 @@ fn the_readmes_project_is_an_msr_vmm_with_one_device_more() {
     assert!(devices.contains("scratch:"), "{devices}");
     let keys = text(program, &["devices", "mailbox"]);
     assert!(
-        keys.contains("limit: 64-bit value") && keys.contains("larger one is #GP"),
+        keys.contains("limit: a 64-bit value") && keys.contains("larger one is #GP"),
         "{keys}"
     );
     let explained = text(program, &["explain", "0x401", "--config", config]);

@@ -179,8 +179,8 @@ fn vms_of_one_process_share_nothing() -> Result<(), AnyError> {
         Ok::<u32, AnyError>(reset)
     };
     let resets = thread::scope(|scope| {
-        let threads: Vec<_> = (&machines)
-            .into_iter()
+        let threads: Vec<_> = machines
+            .iter()
             .zip(1..)
             .map(|m| scope.spawn(move || run(m)))
             .collect();
