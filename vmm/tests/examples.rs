@@ -13,7 +13,8 @@ const OTHER: &str = "[[msr.device]]\ntype = \"scratch\"\nmsr = \"0xc0011f00\"\n"
 const TEMPLATE: &str = r#"{"cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0,
     "modifiers": [{"register": "ecx", "bitmap": "0b0xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}]}], "msr_modifiers": []}"#;
 
-const PROFILE: &str = "default = \"deny\"\n[[rule]]\nmsrs = [\"0x10\"]\nverdict = \"allow\"\n";
+/// What a boot of Linux needs.
+const PROFILE: &str = include_str!("../../resources/profiles/linux-guest.toml");
 
 /// A folder with the files that examples name, which goes with the value.
 struct Folder(PathBuf);
@@ -216,7 +217,8 @@ fn commands(text: &str) -> Vec<&str> {
         .map(|line| line.split(" # ").next().unwrap_or(line).trim_end());
     spans
         .chain(lines)
-        .filter(|command| command.starts_with("msr-vmm "))
+        // A drawing may begin with the name as well.
+        .filter(|command| command.starts_with("msr-vmm ") && !command.contains('\u{2500}'))
         .collect()
 }
 
