@@ -58,7 +58,9 @@ demo: kernel build ## Boot Debian's kernel with MSRs answered in userspace
 test: kernel guests rootfs readers build ## All tests; those that need KVM run nested where the host's cannot boot Linux
 	$(CARGO) test --workspace --profile $(PROFILE)
 
-soak: guests build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM under a write load
+soak: guests readers build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM under a write load, Chromium
+	@command -v chromium >/dev/null || resources/setup.sh chromium
+	$(CARGO) test -p guest-tests --test trace_readers --profile $(PROFILE) -- --ignored
 	$(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- --ignored
 	KILLS=$(or $(KILLS),25) $(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- \
 		disk::what_was_fsynced_outlives_a_killed_vmm

@@ -18,6 +18,7 @@ use guest_tests::micro::{KERNEL_ADDRESS, write_kernel};
 use guest_tests::{assets, backend};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, al, ax, dx};
+use msr_trace::Trace;
 use msr_vmm::{BootEvent, layout};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -94,15 +95,20 @@ fn linux(rounds: usize) -> Outcome<()> {
     let elf = kernel.with_image(folder.file("vmlinux", vmlinux()?)?);
     let config = format!("[vm]\ncpus = 1\nmemory = {MEMORY_MIB}\n");
     let mut images = [
-        ("bzImage", &kernel, Samples::default()),
-        ("ELF", &elf, Samples::default()),
+        ("bzImage", &kernel, false, Samples::default()),
+        ("ELF", &elf, false, Samples::default()),
+        ("ELF, --trace --observe", &elf, true, Samples::default()),
     ];
+    let trace = folder.path("trace");
     let verbose = std::env::var_os("VERBOSE").is_some();
     // The log takes longer on the console than the boot.
     let plan = Plan::new(verbose.then_some(Step::KernelLog));
     for _ in 0..rounds {
-        for (_, kernel, samples) in &mut images {
-            let guest = Guest::with_kernel(kernel, &config, plan.clone())?;
+        for (_, kernel, traced, samples) in &mut images {
+            let mut guest = Guest::with_kernel(kernel, &config, plan.clone())?;
+            if *traced {
+                guest = guest.option("--trace", &trace).argument("--observe");
+            }
             let start = Instant::now();
             let outcome = guest.argument("--boot-timing").run()?;
             let exit = start.elapsed().as_secs_f64() * 1e3;
@@ -116,13 +122,14 @@ fn linux(rounds: usize) -> Outcome<()> {
         "Debian's kernel, 1 vCPU, {MEMORY_MIB} MiB, ms since exec, best / median of {rounds}:"
     );
     println!("  {:<28}{HEAD}", "");
-    for (name, _, samples) in &images {
+    for (name, _, _, samples) in &images {
         println!("  {name:<28}{}", samples.row());
     }
-    for (name, _, samples) in &images {
+    for (name, _, _, samples) in &images {
         println!("where the time of the best went, {name}:");
         print!("{}", samples.best().table);
     }
+    println!("{}", BytesARecord::of(&trace)?);
     let mut guest = Guest::with_kernel(&elf, &config, Plan::new([]).ending(End::Idle))?.start()?;
     guest.wait_for("@ ")?;
     println!("{}", OwnMemory::of(guest.pid())?);
@@ -308,6 +315,40 @@ impl std::fmt::Display for OwnMemory {
             f,
             "resident: {own_kib} KiB of msr-vmm itself, {anonymous_kib} KiB without its executable; \
              {guest_kib} KiB of guest memory"
+        )
+    }
+}
+
+/// The goal of a boot's trace.
+const BYTES_A_RECORD: f64 = 24.0;
+
+/// How large a trace is.
+struct BytesARecord {
+    records: u64,
+    bytes: f64,
+}
+
+impl BytesARecord {
+    fn of(path: &Path) -> Outcome<Self> {
+        let trace = Trace::open(path)?;
+        Ok(Self {
+            records: trace.len(),
+            bytes: trace.blocks_length() as f64 / trace.len() as f64,
+        })
+    }
+}
+
+impl std::fmt::Display for BytesARecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { records, bytes } = self;
+        let verdict = if *bytes <= BYTES_A_RECORD {
+            "met"
+        } else {
+            "missed"
+        };
+        write!(
+            f,
+            "the trace: {records} records of {bytes:.1} bytes (goal: at most {BYTES_A_RECORD}, {verdict})"
         )
     }
 }

@@ -425,12 +425,11 @@ fn libraries(path: &Path) -> Result<Vec<PathBuf>, AssetError> {
     Ok(paths.map(PathBuf::from).collect())
 }
 
-/// The directory that cargo builds in, and that fetched files are under.
-pub(crate) fn target_directory() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
-        PathBuf::from,
-    )
+/// The directory that cargo and the scripts of `resources` build into: `CARGO_TARGET_DIR`, or `target`.
+pub fn target_directory() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // A relative one is the repository's, as for the scripts.
+    root.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 fn packed() -> Option<PathBuf> {

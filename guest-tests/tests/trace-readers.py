@@ -1,12 +1,14 @@
-"""Reads exported traces back with other programs' own code: `trace-readers.py perfetto|parquet|report FILE ROWS.jsonl [SCREENSHOT]`.
+"""Reads exported traces back with other programs' own code: `trace-readers.py perfetto|parquet|report|browser FILE ROWS.jsonl`.
 
 Perfetto's published schema is the one that its package `perfetto` ships, compiled; Parquet is read by DuckDB. The figures must be those
-of `msr-vmm trace show --json`, which is ROWS.jsonl.
+of `msr-vmm trace show --json`, which is ROWS.jsonl. For `browser`, FILE is the report's document as a browser has it once its script
+has run.
 """
 
 import json
 import sys
 from collections import Counter
+from html.parser import HTMLParser
 
 
 def perfetto(path, rows):
@@ -82,12 +84,69 @@ def report(path, rows):
     assert len(page) < 2 << 20, len(page)
 
 
+class Shown(HTMLParser):
+    """The texts of a document's definition list, of its tables by their id, and how many canvases it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.figures, self.tables, self.canvases = {}, {}, 0
+        self.table = self.term = self.cell = None
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "table":
+            self.table = self.tables.setdefault(dict(attributes).get("id"), [])
+        elif tag == "tr" and self.table is not None:
+            self.table.append([])
+        elif tag in ("dt", "dd", "th", "td"):
+            self.cell = ""
+        elif tag == "canvas":
+            self.canvases += 1
+
+    def handle_data(self, text):
+        if self.cell is not None:
+            self.cell += text
+
+    def handle_endtag(self, tag):
+        if tag == "dt":
+            self.term = self.cell
+        elif tag == "dd":
+            self.figures[self.term] = self.cell
+        elif tag in ("th", "td") and self.table:
+            self.table[-1].append(self.cell)
+        elif tag == "table":
+            self.table = None
+        if tag in ("dt", "dd", "th", "td"):
+            self.cell = None
+
+
+def browser(path, rows):
+    shown = Shown()
+    with open(path, encoding="utf-8") as file:
+        shown.feed(file.read())
+    figures = shown.figures
+    assert figures["records"] == f"{len(rows):,}", figures
+    assert figures["faults"] == f"{sum(row['fault'] for row in rows):,}", figures
+    assert figures["MSRs"] == f"{len({row['msr'] for row in rows})}", figures
+    for answerer, count in Counter(row["answerer"] for row in rows).items():
+        assert figures["by " + answerer] == f"{count:,}", figures
+    wanted = {}
+    for row in rows:
+        name = hex(row["msr"]) + (" " + row["name"] if row["name"] else "")
+        counts = wanted.setdefault(name, [0, 0, 0])
+        counts[row["kind"] == "write"] += 1
+        counts[2] += row["fault"]
+    seen = {line[0]: [int(cell.replace(",", "")) for cell in line[1:4]] for line in shown.tables["msrs"][1:]}
+    assert seen == wanted, (seen, wanted)
+    # The timeline, the heat map, and a plot of each of the two sensors.
+    assert shown.canvases >= 4, shown.canvases
+
+
 def main():
     what, path, listed = sys.argv[1:4]
     with open(listed, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     assert rows
-    {"perfetto": perfetto, "parquet": parquet, "report": report}[what](path, rows)
+    {"perfetto": perfetto, "parquet": parquet, "report": report, "browser": browser}[what](path, rows)
     print(f"{what}: {len(rows)} rows, equal")
 
 

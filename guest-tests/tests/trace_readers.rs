@@ -1,7 +1,10 @@
 //! Exported traces, read back by other programs' own code: Perfetto's published schema, DuckDB, and JSON out of the page.
+//!
+//! A test that is ignored unless asked for, as `make soak` does, opens the page in Chromium.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use guest_tests::assets;
@@ -17,12 +20,15 @@ fn main() -> ExitCode {
                 says_the_same(what)
             })
         })
+        .collect::<Vec<_>>();
+    let browser = Trial::test("a_browser_shows_what_the_trace_says", a_browser_shows_it);
+    let trials = trials
+        .into_iter()
+        .chain([browser.with_ignored_flag(true)])
         .collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// What `resources/fetch-readers.sh` installs.
-const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/readers/bin/python");
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/trace-readers.py");
 
 /// Two vCPUs, every kind of record, sensors that change, and callers of three functions.
@@ -73,47 +79,134 @@ fn write(path: &Path) -> Result<(), Failed> {
 
 const MAP: &str = "ffffffff81000000 T native_read_msr\nffffffff81000100 T native_write_msr\nffffffff81000200 t a_probe\n";
 
-fn says_the_same(what: &str) -> Result<(), Failed> {
-    if !Path::new(PYTHON).exists() {
-        return Err(format!("{PYTHON} is missing: run resources/fetch-readers.sh").into());
+/// The Python that `resources/fetch-readers.sh` installs.
+fn python() -> Result<PathBuf, Failed> {
+    let python = assets::target_directory().join("readers/bin/python");
+    if python.exists() {
+        return Ok(python);
     }
-    let folder = Folder::new()?;
-    let trace = folder.path("trace");
-    write(&trace)?;
-    let map = folder.file("System.map", MAP)?;
-    let symbols = [Path::new("--symbols"), &map];
-    let msr_vmm = |arguments: &[&Path]| -> Result<Vec<u8>, Failed> {
+    let path = python.display();
+    Err(format!("{path} is missing: run resources/fetch-readers.sh").into())
+}
+
+/// A trace and what `msr-vmm` makes of it.
+struct Made {
+    folder: Folder,
+    trace: PathBuf,
+    symbols: PathBuf,
+}
+
+impl Made {
+    fn new() -> Result<Self, Failed> {
+        let folder = Folder::new()?;
+        let trace = folder.path("trace");
+        write(&trace)?;
+        let symbols = folder.file("System.map", MAP)?;
+        Ok(Self {
+            folder,
+            trace,
+            symbols,
+        })
+    }
+
+    fn msr_vmm(&self, before: &[&str], after: &[&OsStr]) -> Result<Vec<u8>, Failed> {
         let output = Command::new(assets::msr_vmm()?)
-            .args(arguments)
-            .args(symbols)
+            .args(before)
+            .arg(&self.trace)
+            .args(after)
+            .arg("--symbols")
+            .arg(&self.symbols)
             .output()?;
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
         }
         Ok(output.stdout)
+    }
+
+    /// Has a reader compare a file with what `trace show` prints.
+    fn compare(&self, what: &str, file: &Path) -> Result<(), Failed> {
+        let rows = self.msr_vmm(&["trace", "show"], &["--json".as_ref()])?;
+        let rows = self.folder.file("rows.jsonl", rows)?;
+        let output = Command::new(python()?)
+            .arg(SCRIPT)
+            .arg(what)
+            .args([file, &rows])
+            .output()?;
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned().into())
+        }
+    }
+}
+
+fn says_the_same(what: &str) -> Result<(), Failed> {
+    let made = Made::new()?;
+    let (command, name): (&[&str], _) = match what {
+        "perfetto" => (&["trace", "export"], "out.pftrace"),
+        "parquet" => (&["trace", "export"], "out.parquet"),
+        _ => (&["report"], "out.html"),
     };
-    let rows = msr_vmm(&["trace".as_ref(), "show".as_ref(), &trace, "--json".as_ref()])?;
-    let rows = folder.file("rows.jsonl", rows)?;
-    let file = folder.path(match what {
-        "perfetto" => "out.pftrace",
-        "parquet" => "out.parquet",
-        _ => "out.html",
-    });
-    let to = [trace.as_path(), "-o".as_ref(), &file];
-    if what == "report" {
-        msr_vmm(&[&["report".as_ref()], &to[..]].concat())?;
-    } else {
-        msr_vmm(&[&["trace".as_ref(), "export".as_ref()], &to[..]].concat())?;
+    let file = made.folder.path(name);
+    made.msr_vmm(command, &["-o".as_ref(), file.as_os_str()])?;
+    made.compare(what, &file)
+}
+
+/// Chromium's setting for a page's preferred colours.
+const SCHEMES: [(&str, &str); 2] = [
+    ("light", "preferredColorScheme=1"),
+    ("dark", "preferredColorScheme=0"),
+];
+
+/// What a page's document holds once its script has run, and what it wrote to the console.
+fn browse(folder: &Folder, page: &Path, colours: &str) -> Result<(Vec<u8>, Vec<String>), Failed> {
+    let output = Command::new("chromium")
+        // The sandbox refuses to run as root, and the page is our own.
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+        ])
+        .args([
+            "--virtual-time-budget=10000",
+            "--window-size=1280,4200",
+            "--dump-dom",
+        ])
+        .arg(format!("--blink-settings={colours}"))
+        .arg(format!(
+            "--user-data-dir={}",
+            folder.path("chromium").display()
+        ))
+        .arg(format!("file://{}", page.display()))
+        .output()
+        .map_err(|error| format!("chromium: {error}: run resources/setup.sh chromium"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("chromium: {}: {said}", output.status).into());
     }
-    let output = Command::new(PYTHON)
-        .arg(SCRIPT)
-        .arg(what)
-        .args([&file, &rows])
-        .output()?;
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(String::from_utf8_lossy(&output.stderr).into_owned().into())
+    let console = said.lines().filter(|line| line.contains("CONSOLE"));
+    Ok((output.stdout, console.map(str::to_owned).collect()))
+}
+
+fn a_browser_shows_it() -> Result<(), Failed> {
+    let made = Made::new()?;
+    let folder = &made.folder;
+    // That what a page says is heard.
+    let loud = folder.file("loud.html", "<script>undefined.x</script>")?;
+    let (_, console) = browse(folder, &loud, SCHEMES[0].1)?;
+    assert!(
+        console.iter().any(|line| line.contains("TypeError")),
+        "{console:?}"
+    );
+    let page = folder.path("out.html");
+    made.msr_vmm(&["report"], &["-o".as_ref(), page.as_os_str()])?;
+    for (name, colours) in SCHEMES {
+        let (document, console) = browse(folder, &page, colours)?;
+        assert!(console.is_empty(), "{name}: {console:#?}");
+        let document = folder.file(name, document)?;
+        made.compare("browser", &document)?;
     }
+    Ok(())
 }

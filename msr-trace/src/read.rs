@@ -80,6 +80,8 @@ pub struct Trace<R> {
     lost: BTreeMap<(u16, Source), u64>,
     records: u64,
     ending: Ending,
+    /// Where the blocks begin.
+    blocks: u64,
     length: u64,
 }
 
@@ -112,6 +114,7 @@ impl<R: Read + Seek> Trace<R> {
             lost: BTreeMap::new(),
             records: 0,
             ending: Ending::Unfinished,
+            blocks: at,
             length: at,
         };
         trace.scan()?;
@@ -211,6 +214,11 @@ impl<R: Read + Seek> Trace<R> {
     /// The end of its last whole block, in bytes.
     pub fn whole_length(&self) -> u64 {
         self.length
+    }
+
+    /// How long its whole blocks are, without the header, in bytes.
+    pub fn blocks_length(&self) -> u64 {
+        self.length - self.blocks
     }
 
     /// The records, in the order of their time.

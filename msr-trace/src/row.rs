@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use foldhash::fast::RandomState;
 use msr_filter::fields::{self, Decoded, Layout};
 use msr_filter::names;
 use serde::Serialize;
@@ -54,17 +55,44 @@ fn shown<S: serde::Serializer>(fields: &Option<Decoded>, to: S) -> Result<S::Ok,
 
 fn hex<S: serde::Serializer>(value: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
     match value {
-        Some(value) => to.collect_str(&format_args!("{value:#x}")),
+        Some(value) => {
+            let mut digits = [0; 18];
+            to.serialize_str(hexadecimal(*value, &mut digits))
+        }
         None => to.serialize_none(),
     }
+}
+
+/// `value` as `{:#x}` has it, without the formatting machinery: a trace has millions.
+fn hexadecimal(mut value: u64, digits: &mut [u8; 18]) -> &str {
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b"0123456789abcdef"[value as usize & 0xf];
+        value >>= 4;
+        if value == 0 {
+            break;
+        }
+    }
+    digits[at - 2..at].copy_from_slice(b"0x");
+    // Letters and digits only.
+    std::str::from_utf8(&digits[at - 2..]).unwrap_or_default()
+}
+
+/// What every record of an MSR and a kind has in common.
+#[derive(Clone, Copy, Debug)]
+struct Known<'a> {
+    name: Option<&'static str>,
+    layout: Option<&'static Layout>,
+    rule: &'a str,
 }
 
 /// Makes rows; what a guest does again and again is looked up once.
 #[derive(Debug)]
 pub struct RowMaker<'a> {
     header: &'a Header,
-    layouts: HashMap<u32, Option<&'static Layout>>,
-    callers: HashMap<u64, String>,
+    known: HashMap<(u32, Kind), Known<'a>, RandomState>,
+    callers: HashMap<u64, String, RandomState>,
     slide: Option<u64>,
 }
 
@@ -76,8 +104,8 @@ impl<'a> RowMaker<'a> {
     pub fn new(header: &'a Header) -> Self {
         Self {
             header,
-            layouts: HashMap::new(),
-            callers: HashMap::new(),
+            known: HashMap::default(),
+            callers: HashMap::default(),
             slide: None,
         }
     }
@@ -88,13 +116,17 @@ impl<'a> RowMaker<'a> {
         let faulted_read = record.kind == Kind::Read && record.fault;
         let value = (!faulted_read).then_some(record.value);
         let index = record.index;
-        if self.layouts.len() > CACHE {
-            self.layouts.clear();
+        if self.known.len() > CACHE {
+            self.known.clear();
         }
-        let layout = self
-            .layouts
-            .entry(index)
-            .or_insert_with(|| fields::layout(index));
+        let known = *self
+            .known
+            .entry((index, record.kind))
+            .or_insert_with(|| Known {
+                name: names::name(index),
+                layout: fields::layout(index),
+                rule: header.rule(record),
+            });
         let slide = symbols.map(Symbols::slide);
         if self.callers.len() > CACHE || self.slide != slide {
             self.callers.clear();
@@ -112,15 +144,15 @@ impl<'a> RowMaker<'a> {
             vcpu: record.vcpu,
             kind: record.kind,
             msr: index,
-            name: names::name(index),
+            name: known.name,
             value,
-            fields: value.and_then(|value| Some(layout.as_ref()?.decode(value))),
+            fields: value.and_then(|value| Some(known.layout?.decode(value))),
             rip: record.rip,
             caller,
             reason: record.answerer.reason(),
             fault: record.fault,
             answerer: header.answerer(record),
-            rule: header.rule(record),
+            rule: known.rule,
         }
     }
 }
@@ -210,5 +242,17 @@ fn quoted(text: &str) -> String {
         format!("\"{}\"", text.replace('"', "\"\""))
     } else {
         text.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hexadecimal_is_what_the_standard_library_prints() {
+        for value in [0, 1, 0xf, 0x10, 0xdead_beef, 1 << 63, u64::MAX] {
+            assert_eq!(hexadecimal(value, &mut [0; 18]), format!("{value:#x}"));
+        }
     }
 }

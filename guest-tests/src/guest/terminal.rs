@@ -155,14 +155,20 @@ impl Drop for OnTerminal {
 
 fn open_pty() -> io::Result<(File, OwnedFd)> {
     let (mut master, mut slave) = (-1, -1);
-    // SAFETY: both are valid places for a descriptor; the name and the settings are left out.
+    let size = libc::winsize {
+        ws_row: 40,
+        ws_col: 132,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: both are valid places for a descriptor, and the size is read; the name and the settings are left out.
     let result = unsafe {
         libc::openpty(
             &raw mut master,
             &raw mut slave,
             std::ptr::null_mut(),
             std::ptr::null(),
-            std::ptr::null(),
+            &raw const size,
         )
     };
     if result < 0 {

@@ -178,7 +178,9 @@ impl fmt::Display for Decoded {
             if number > 0 {
                 f.write_str(" ")?;
             }
-            write!(f, "{}={}", field.name, field.text(value))?;
+            f.write_str(field.name)?;
+            f.write_str("=")?;
+            field.text(value).fmt(f)?;
         }
         Ok(())
     }

@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
+
 use super::varint;
 use crate::record::{Answerer, Kind, Reason, Record, Source};
 
@@ -62,8 +64,12 @@ pub(crate) struct Encoder {
     pub(crate) count: u32,
     pub(crate) first: u64,
     pub(crate) last: u64,
-    sites: HashMap<Site, (u32, u64)>,
+    // The guest chooses the keys: foldhash is quick and has a seed of its own in each process.
+    sites: HashMap<Site, (u32, u64), RandomState>,
 }
+
+/// The most bytes that a record takes: number, tag, index, RIP, time and value.
+const LONGEST: usize = 5 + 1 + 5 + 8 + 10 + 10;
 
 impl Encoder {
     /// Adds a record. Time does not run backwards in a stream; where a clock says so, it stands still.
@@ -80,16 +86,20 @@ impl Encoder {
         };
         let next = self.sites.len() as u32;
         let (number, value) = self.sites.entry(site).or_insert((next, 0));
-        varint::put(&mut self.payload, u64::from(*number));
+        // In one piece: the vector then looks once whether it has room.
+        let mut bytes = [0; LONGEST];
+        let mut at = varint::put(&mut bytes, 0, u64::from(*number));
         if *number == next {
-            self.payload.push(site.tag);
-            varint::put(&mut self.payload, u64::from(site.index));
+            bytes[at] = site.tag;
+            at = varint::put(&mut bytes, at + 1, u64::from(site.index));
             if let Some(rip) = site.rip {
-                self.payload.extend_from_slice(&rip.to_le_bytes());
+                bytes[at..at + 8].copy_from_slice(&rip.to_le_bytes());
+                at += 8;
             }
         }
-        varint::put(&mut self.payload, time - self.last);
-        varint::put(&mut self.payload, record.value ^ *value);
+        at = varint::put(&mut bytes, at, time - self.last);
+        at = varint::put(&mut bytes, at, record.value ^ *value);
+        self.payload.extend_from_slice(&bytes[..at]);
         *value = record.value;
         self.last = time;
         self.count += 1;

@@ -1,12 +1,14 @@
 //! Integers of 7 bits a byte, lowest first, the top bit set on all but the last (LEB128), as in protobuf and DWARF.
 
-/// Appends `value`.
-pub(crate) fn put(out: &mut Vec<u8>, mut value: u64) {
+/// Writes `value` at `at`, at most ten bytes, and returns where it ends.
+pub(crate) fn put(out: &mut [u8], mut at: usize, mut value: u64) -> usize {
     while value >= 0x80 {
-        out.push(value as u8 | 0x80);
+        out[at] = value as u8 | 0x80;
         value >>= 7;
+        at += 1;
     }
-    out.push(value as u8);
+    out[at] = value as u8;
+    at + 1
 }
 
 /// Takes a value from the front of `bytes`; `None` where they end too soon or mean more than 64 bits.

@@ -152,7 +152,7 @@ struct Heat {
 #[derive(Debug, Serialize)]
 struct Msr {
     index: u32,
-    name: String,
+    name: Option<&'static str>,
     reads: u64,
     writes: u64,
     faults: u64,
@@ -218,7 +218,7 @@ pub(super) fn collect<R: Read + Seek>(
         .iter()
         .map(|(index, count)| Msr {
             index: *index,
-            name: name(*index),
+            name: names::name(*index),
             reads: count.reads,
             writes: count.writes,
             faults: count.faults,
@@ -248,7 +248,7 @@ pub(super) fn collect<R: Read + Seek>(
         .take(ROWS)
         .map(|msr| Heat {
             index: msr.index,
-            name: msr.name.clone(),
+            name: name(msr.index),
             counts: vec![0; BINS],
         })
         .collect();
@@ -288,10 +288,7 @@ pub(super) fn collect<R: Read + Seek>(
     let faulted = msrs
         .iter()
         .filter(|msr| msr.faults > 0)
-        .map(|msr| Msr {
-            name: msr.name.clone(),
-            ..*msr
-        })
+        .map(|msr| Msr { ..*msr })
         .collect();
     Ok(Data {
         program: header.program.clone(),

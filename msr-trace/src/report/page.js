@@ -41,19 +41,30 @@
     data.timeline.forEach((c, n) => stacked.push(c.counts.map((v, i) => v + (n ? stacked[n - 1][i] : 0))));
     // The tallest first, so that each lower one covers it.
     const order = data.timeline.map((_, n) => n).reverse();
-    const series = [{ label: "time", value: (u, v) => (v == null ? "" : v.toFixed(3) + " s") }].concat(order.map((n) => ({
-      label: data.timeline[n].name, stroke: colours[n % colours.length], fill: colours[n % colours.length], width: 0,
+    const series = [{}].concat(order.map((n) => ({
+      stroke: colours[n % colours.length], fill: colours[n % colours.length], width: 0,
       points: { show: false }, paths: uPlot.paths.stepped({ align: 1 }),
-      value: (u, v, s, i) => (i == null ? "" : number(data.timeline[n].counts[i])),
     })));
-    plots.push(new uPlot({ width: width(), height: 300, scales: { x: { time: false } }, axes: axes("accesses"), series },
-      [times, ...order.map((n) => stacked[n])], place));
+    plots.push(new uPlot({
+      width: width(), height: 300, scales: { x: { time: false } }, axes: axes("accesses"), series,
+      legend: { show: false }, hooks: { setCursor: [(u) => legend(u.cursor.idx)] },
+    }, [times, ...order.map((n) => stacked[n])], place));
+    legend();
   }
-  data.timeline.forEach((c, n) => {
-    const item = el("li", undefined, document.querySelector("#timeline .legend"));
+  const key = document.querySelector("#timeline .legend"), when = el("li", undefined, key);
+  const counts = data.timeline.map((c, n) => {
+    const item = el("li", undefined, key);
     el("i", undefined, item).style.background = colours[n % colours.length];
-    item.append(c.name + " " + number(c.counts.reduce((a, b) => a + b, 0)));
+    item.append(c.name + " ");
+    return el("span", undefined, item);
   });
+  // The counts of the part under the pointer, or else of the whole recording.
+  function legend(at) {
+    when.textContent = at == null ? "in all:" : `from ${seconds(at * data.bin)}:`;
+    data.timeline.forEach((c, n) => {
+      counts[n].textContent = number(at == null ? c.counts.reduce((a, b) => a + b, 0) : c.counts[at]);
+    });
+  }
 
   const heat = $("heat"), label = 220, row = 16;
   const canvas = el("canvas", undefined, heat);
@@ -112,7 +123,7 @@
     }
   }
   const hex = (n) => "0x" + n.toString(16);
-  const msrRows = (list) => list.map((m) => [hex(m.index) + " " + m.name, m.reads, m.writes, m.faults, m.peak]);
+  const msrRows = (list) => list.map((m) => [hex(m.index) + (m.name ? " " + m.name : ""), m.reads, m.writes, m.faults, m.peak]);
   const msrHeads = ["MSR", "reads", "writes", "faults", "most in a second"];
   table($("msrs"), msrHeads, msrRows(data.msrs));
   table($("callers"), ["function", "reads", "writes", "faults"], data.callers.map((c) => [c.name, c.reads, c.writes, c.faults]));

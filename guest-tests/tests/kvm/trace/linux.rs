@@ -1,78 +1,58 @@
 //! Debian's boot, as Linux's own tracepoints in the guest saw it, and as the trace has it.
 
-use guest_tests::assets;
-use guest_tests::guest::{Folder, Guest, Plan, Report, Step, TracedMsr, digest};
-use guest_tests::kernel::{Flavour, Release};
+use guest_tests::guest::{Report, TracedMsr, digest};
 use libtest_mimic::{Failed, Trial};
 use msr_trace::symbols::Symbols;
 use msr_trace::{Header, Kind, Record};
 
-use super::{open, records};
+use super::PREFIX;
+use super::machine::{Boot, KALLSYMS, MACHINES, Machine, TRACED};
+
+/// The body of a test that each machine has.
+type TestOnMachine = fn(&Machine) -> Result<(), Failed>;
 
 pub(super) fn trials() -> Vec<Trial> {
+    let tests: [(&str, TestOnMachine); 2] = [
+        (
+            "what_linux_traces_of_itself_is_in_the_trace_of_observe",
+            observed,
+        ),
+        (
+            "what_linux_traces_of_itself_is_in_the_trace_of_trace-kernel",
+            seen_by_the_kernel,
+        ),
+    ];
     let mut trials = Vec::new();
-    for (flavour, how) in [
-        (Flavour::Cloud, "--trace-kernel"),
-        (Flavour::Cloud, "--observe"),
-        (Flavour::Full, "--trace-kernel"),
-    ] {
-        for cpus in [1, 2] {
-            let name = format!(
-                "trace::what_linux_traces_of_itself_is_in_the_trace_{}_{}_vcpus_{cpus}",
-                flavour.name(),
-                &how[2..]
-            );
-            trials.push(Trial::test(name, move || {
-                is_in_the_trace(flavour, how, cpus)
-            }));
+    for machine in &MACHINES {
+        for (name, test) in tests {
+            let name = format!("{PREFIX}{}::{name}", machine.name());
+            trials.push(Trial::test(name, move || test(machine)));
         }
     }
     trials
 }
 
-fn is_in_the_trace(flavour: Flavour, how: &str, cpus: u16) -> Result<(), Failed> {
-    let kernel = assets::kernel_of(Release::Bookworm, flavour)?;
-    let folder = Folder::new()?;
-    let path = folder.path("trace");
-    let plan = Plan::new([Step::TracedMsrs, Step::KallsymsDigest]);
-    let outcome = Guest::with_kernel(&kernel, "", plan)?
-        .option("--cpus", cpus.to_string())
-        .kernel_parameters("trace_event=msr:read_msr,msr:write_msr trace_buf_size=4M")
-        .option("--trace", &path)
-        .argument(how)
-        .run()?;
-    if outcome.status.code() != Some(0) {
-        return Err(format!(
-            "{}: {}\n{}",
-            outcome.status, outcome.stderr, outcome.console
-        )
-        .into());
-    }
-    let report = outcome.report()?;
-    let mut trace = open(&path)?;
-    let header = trace.header().clone();
-    let lstar = trace.lstar();
-    assert_eq!(trace.total_lost(), 0, "{}", outcome.stderr);
-    let seen = records(&mut trace)?;
-    // Without the header, whose length is at byte 12 (docs/trace-format.md).
-    let file = std::fs::read(&path)?;
-    let json = file
-        .get(12..16)
-        .and_then(|four| four.try_into().ok())
-        .map_or(0, u32::from_le_bytes);
-    let bytes = file.len() as u64 - 20 - u64::from(json);
+fn observed(machine: &Machine) -> Result<(), Failed> {
+    is_in_the_trace(machine, machine.recorded()?)
+}
+
+fn seen_by_the_kernel(machine: &Machine) -> Result<(), Failed> {
+    is_in_the_trace(machine, machine.under()?)
+}
+
+fn is_in_the_trace(machine: &Machine, boot: &Boot) -> Result<(), Failed> {
+    let count = boot.records.len() as u64;
     println!(
-        "{} records, {:.1} bytes each",
-        seen.len(),
-        bytes as f64 / seen.len() as f64
+        "{count} records, {:.1} bytes each",
+        boot.bytes as f64 / count as f64
     );
     assert!(
-        bytes <= 24 * seen.len() as u64,
-        "{bytes} bytes for {} records",
-        seen.len()
+        boot.bytes <= 24 * count,
+        "{} bytes for {count} records",
+        boot.bytes
     );
-    every_access_is_there(&report, &header, &seen, cpus)?;
-    callers_have_their_names(&report, &kernel, &seen, lstar)
+    every_access_is_there(&boot.report, &boot.header, &boot.records, machine.cpus)?;
+    callers_have_their_names(machine, boot)
 }
 
 /// The coverage that the header promises: what it does not say was not seen.
@@ -94,8 +74,8 @@ fn every_access_is_there(
     cpus: u16,
 ) -> Result<(), Failed> {
     let text = report
-        .text(0)
-        .ok_or_else(|| format!("{:?}", report.answer(0)))?;
+        .text(TRACED)
+        .ok_or_else(|| format!("{:?}", report.answer(TRACED)))?;
     let linuxs = text
         .lines()
         .map(str::parse)
@@ -145,20 +125,16 @@ fn every_access_is_there(
     Ok(())
 }
 
-fn callers_have_their_names(
-    report: &Report,
-    kernel: &guest_tests::kernel::Kernel,
-    seen: &[Record],
-    lstar: Option<u64>,
-) -> Result<(), Failed> {
-    let image = std::fs::read(kernel.image())?;
+fn callers_have_their_names(machine: &Machine, boot: &Boot) -> Result<(), Failed> {
+    let seen = &boot.records;
+    let image = std::fs::read(machine.kernel()?.image())?;
     let elf = if image.starts_with(b"\x7fELF") {
         image
     } else {
         msr_vmm::boot::unpack(&image)?
     };
     let mut symbols = Symbols::load(&elf)?;
-    let lstar = lstar.ok_or("IA32_LSTAR was not seen")?;
+    let lstar = boot.lstar.ok_or("IA32_LSTAR was not seen")?;
     if !symbols.set_lstar(lstar) {
         return Err(format!("{lstar:#x} is not entry_SYSCALL_64").into());
     }
@@ -170,7 +146,7 @@ fn callers_have_their_names(
             .map(|s| (s.address + slide, &*s.name)),
     );
     assert_eq!(
-        report.text(1),
+        boot.report.text(KALLSYMS),
         Some(own.as_str()),
         "/proc/kallsyms and the image's tables"
     );

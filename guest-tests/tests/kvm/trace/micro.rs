@@ -15,11 +15,11 @@ pub(super) fn trials() -> Vec<Trial> {
     )]
 }
 
-const SCRATCH: u32 = 0xc001_1f00;
+pub(super) const SCRATCH: u32 = 0xc001_1f00;
 /// Nobody has it.
 const UNKNOWN: u32 = 0x3fff;
 
-const CONFIG: &str = "\
+pub(super) const CONFIG: &str = "\
 [msr]
 unclaimed = \"ignore\"
 
@@ -28,8 +28,8 @@ type = \"scratch\"
 msr = 0xc0011f00
 ";
 
-/// Writes 1 to `times` to the scratch register, reads each back, and touches what nobody has.
-fn kernel(times: u64) -> Result<TinyKernel, IcedError> {
+/// Writes 1 to `times` to the scratch register, reads each back, and touches what nobody has: three accesses a time.
+pub(super) fn kernel(times: u64) -> Result<TinyKernel, IcedError> {
     let mut kernel = TinyKernel::new()?;
     let code = &mut kernel.0;
     let mut again = code.create_label();
@@ -45,13 +45,13 @@ fn kernel(times: u64) -> Result<TinyKernel, IcedError> {
     code.rdmsr()?;
     code.cmp(esi, times as u32)?;
     code.jne(again)?;
-    kernel.power_off()?;
     Ok(kernel)
 }
 
 fn record_for_record() -> Result<(), Failed> {
     const TIMES: u64 = 500;
     let mut kernel = kernel(TIMES)?;
+    kernel.power_off()?;
     let folder = Folder::new()?;
     let path = folder.path("trace");
     let config = folder.file("config.toml", CONFIG)?;

@@ -3,6 +3,8 @@
 mod learn;
 mod life;
 mod linux;
+mod live;
+mod machine;
 mod micro;
 mod page;
 
@@ -22,6 +24,7 @@ pub(crate) const PREFIX: &str = "trace::";
 pub(crate) fn trials() -> Vec<Trial> {
     [
         micro::trials(),
+        live::trials(),
         linux::trials(),
         learn::trials(),
         life::trials(),
