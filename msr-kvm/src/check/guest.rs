@@ -1,7 +1,8 @@
 //! Runs the tiny guests, one vCPU each, in one VM.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_pit_config, kvm_regs, kvm_userspace_memory_region,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_pit_config, kvm_regs,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use msr_filter::{Access, FilterSpec, MsrRange, Rule, Verdict};
@@ -30,7 +31,7 @@ pub(super) struct TinyVm {
 }
 
 /// Names the request of a failed ioctl.
-fn ioctl(request: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> TrialError {
+pub(super) fn ioctl(request: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> TrialError {
     move |error| TrialError::Ioctl { request, error }
 }
 
@@ -56,6 +57,14 @@ pub(super) fn create_machine(kvm: &Kvm) -> Result<(), TrialError> {
 
 impl TinyVm {
     pub(super) fn new(kvm: &Kvm) -> Result<Self, TrialError> {
+        let denied = MsrRange::new(programs::MSR, programs::FAULTING_MSR)
+            .map_err(|error| TrialError::Setup(error.to_string()))?;
+        let denied = Rule::new(denied, Access::all(), Verdict::Deny);
+        Self::denying(kvm, FilterSpec::new(Verdict::Allow).rule(denied))
+    }
+
+    /// As [`new`](Self::new), with another filter.
+    pub(super) fn denying(kvm: &Kvm, filter: FilterSpec) -> Result<Self, TrialError> {
         let vm = create_vm(kvm)?;
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
             .map_err(|error| TrialError::Setup(format!("no guest memory: {error}")))?;
@@ -81,10 +90,7 @@ impl TinyVm {
 
         capability::enable_msr_exits(&vm, programs::MSR_REASON | programs::OTHER_REASON)
             .map_err(ioctl("KVM_ENABLE_CAP(KVM_CAP_X86_USER_SPACE_MSR)"))?;
-        let denied = MsrRange::new(programs::MSR, programs::FAULTING_MSR)
-            .map_err(|error| TrialError::Setup(error.to_string()))?;
-        FilterSpec::new(Verdict::Allow)
-            .rule(Rule::new(denied, Access::all(), Verdict::Deny))
+        filter
             .compile()
             .map_err(|error| TrialError::Setup(error.to_string()))?
             .install(&vm)
@@ -104,7 +110,7 @@ impl TinyVm {
             .write_slice(&[0; 0x1000], GuestAddress(SCRATCH))
             .map_err(|error| TrialError::Setup(format!("guest memory: {error}")))?;
         let mut vcpu = self.vm.create_vcpu(id).map_err(ioctl("KVM_CREATE_VCPU"))?;
-        self.set_up(&vcpu, program)?;
+        self.set_up(&vcpu, program.mode, program.offset())?;
         run_to_halt(&mut vcpu, expired)?;
         let found = vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?.rax;
         let expected = program.expected;
@@ -115,11 +121,35 @@ impl TinyVm {
         }
     }
 
-    fn set_up(&self, vcpu: &VcpuFd, program: &Program) -> Result<(), TrialError> {
+    /// Gives its vCPUs local APICs in the kernel.
+    pub(super) fn with_irq_chip(self) -> Result<Self, TrialError> {
+        self.vm
+            .create_irq_chip()
+            .map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
+        Ok(self)
+    }
+
+    /// A vCPU, numbered `id`, that starts in long mode at this offset in the code, with an MSR's index in RCX.
+    pub(super) fn vcpu(&self, id: u64, offset: u64, msr: u32) -> Result<VcpuFd, TrialError> {
+        let vcpu = self.vm.create_vcpu(id).map_err(ioctl("KVM_CREATE_VCPU"))?;
+        self.set_up(&vcpu, Mode::Long, offset)?;
+        let mut regs = vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
+        regs.rcx = msr.into();
+        vcpu.set_regs(&regs).map_err(ioctl("KVM_SET_REGS"))?;
+        // With a local APIC all but the first wait for another's start-up interrupt.
+        let runnable = kvm_mp_state {
+            mp_state: KVM_MP_STATE_RUNNABLE,
+        };
+        vcpu.set_mp_state(runnable)
+            .map_err(ioctl("KVM_SET_MP_STATE"))?;
+        Ok(vcpu)
+    }
+
+    fn set_up(&self, vcpu: &VcpuFd, mode: Mode, offset: u64) -> Result<(), TrialError> {
         vcpu.set_cpuid2(&self.cpuid)
             .map_err(ioctl("KVM_SET_CPUID2"))?;
         let mut sregs = vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
-        match program.mode {
+        match mode {
             Mode::Real => {
                 tiny_guest::enter_real_mode(&mut sregs);
             }
@@ -135,7 +165,7 @@ impl TinyVm {
         }
         vcpu.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))?;
         let regs = kvm_regs {
-            rip: CODE + program.offset(),
+            rip: CODE + offset,
             rsp: STACK_TOP,
             rdi: SCRATCH,
             rflags: 2, // bit 1 is always set

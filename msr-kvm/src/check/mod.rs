@@ -3,7 +3,8 @@
 //! That `/dev/kvm` opens proves little. A KVM without hardware virtualization below it can have every
 //! capability and run integer code, and yet stop at the first `int3`. So [`probe`] asks for the
 //! capabilities, and then executes what decides on a vCPU: guests of a few instructions in real and long
-//! mode, with MSR exits and exceptions, and the three instructions that such a KVM has been seen to fail at.
+//! mode, with MSR exits and exceptions, and the three instructions that such a KVM has been seen to fail at. Last it finds out which MSRs
+//! this KVM answers itself although a filter denies them.
 
 mod access;
 mod capability;
@@ -13,6 +14,7 @@ mod programs;
 mod report;
 mod runner;
 pub mod tiny_guest;
+mod unfiltered;
 
 use std::path::Path;
 
@@ -22,6 +24,7 @@ pub use access::AccessError;
 pub use capability::{Capability, Need};
 pub use error::TrialError;
 pub use report::{KvmReport, Report, Trial};
+pub use unfiltered::Unfiltered;
 
 /// Finds out what `/dev/kvm` can do. It takes some milliseconds where KVM works, and at most some seconds a
 /// guest where it hangs.
@@ -68,6 +71,7 @@ fn probe_kvm(kvm: Kvm) -> KvmReport {
     KvmReport {
         capabilities,
         trials,
+        unfiltered: outcomes.unfiltered,
         ignore_msrs: crate::ignore_msrs::ignore_msrs(),
     }
 }

@@ -3,6 +3,7 @@
 use std::arch::global_asm;
 
 use kvm_bindings::{KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_UNKNOWN};
+use msr_filter::Access;
 
 /// The mode a program starts in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ const DONE: u64 = 0x600d;
 pub(super) const MSR: u32 = 0x4000_00f0;
 /// The MSR whose accesses the host answers with #GP.
 pub(super) const FAULTING_MSR: u32 = 0x4000_00f1;
+/// The port that a guest writes to when it is done.
+pub(super) const DONE_PORT: u16 = 0xf4;
 /// What the MSR reads as, and what is written to it.
 pub(super) const MSR_VALUE: u64 = 0x1122_3344_5566_7788;
 /// The exit reason that the accesses must have.
@@ -41,6 +44,10 @@ pub(super) const OTHER_REASON: u32 = KVM_MSR_EXIT_REASON_UNKNOWN;
 
 /// Where the code's handlers are in its table of offsets, by vector.
 const HANDLERS: [(u8, usize); 2] = [(3, 8), (13, 9)];
+/// Where the code is that reads or writes the MSR in RCX and says by [`DONE_PORT`] that it did: HLT does not leave a KVM that has
+/// the local APIC.
+const READ: usize = 10;
+const WRITE: usize = 11;
 
 /// The programs, simplest first.
 pub(super) const PROGRAMS: [Program; 8] = [
@@ -123,6 +130,8 @@ msr_vmm_check_code:
     .short .Lcheck_cmpxchg16b - msr_vmm_check_code
     .short .Lcheck_on_breakpoint - msr_vmm_check_code
     .short .Lcheck_on_protection - msr_vmm_check_code
+    .short .Lcheck_read - msr_vmm_check_code
+    .short .Lcheck_write - msr_vmm_check_code
 
     .code16
 .Lcheck_real:                   # 10 + 9 + ... + 1, by way of the stack
@@ -207,6 +216,18 @@ msr_vmm_check_code:
     lock cmpxchg16b [rdi]
     mov rax, [rdi]
     hlt
+
+.Lcheck_read:
+    rdmsr
+    out {done_port}, al
+    hlt
+
+.Lcheck_write:
+    xor eax, eax
+    xor edx, edx
+    wrmsr
+    out {done_port}, al
+    hlt
 msr_vmm_check_code_end:
     .popsection
     "#,
@@ -215,6 +236,7 @@ msr_vmm_check_code_end:
     value_low = const MSR_VALUE & 0xffff_ffff,
     value_high = const MSR_VALUE >> 32,
     done = const DONE,
+    done_port = const DONE_PORT,
 );
 
 unsafe extern "C" {
@@ -244,6 +266,13 @@ impl Program {
     }
 }
 
+/// Where the code starts in [`code`] that executes RDMSR, or WRMSR of 0, of the MSR in RCX, and says so at
+/// [`DONE_PORT`].
+pub(super) fn accessing(access: Access) -> u64 {
+    let entry = if access == Access::READ { READ } else { WRITE };
+    offset(code(), entry)
+}
+
 /// The exception handlers: vectors, with where their code starts in [`code`].
 pub(super) fn handlers() -> [(u8, u64); 2] {
     HANDLERS.map(|(vector, entry)| (vector, offset(code(), entry)))
@@ -253,7 +282,7 @@ pub(super) fn handlers() -> [(u8, u64); 2] {
 mod tests {
     use super::*;
 
-    const TABLE_LEN: usize = PROGRAMS.len() + HANDLERS.len();
+    const TABLE_LEN: usize = PROGRAMS.len() + HANDLERS.len() + 2;
 
     #[test]
     fn every_entry_of_the_table_points_behind_it_and_into_the_code() {

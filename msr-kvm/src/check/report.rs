@@ -5,6 +5,7 @@ use std::fmt;
 use super::access::AccessError;
 use super::capability::{Capability, Need};
 use super::error::TrialError;
+use super::unfiltered::Unfiltered;
 
 /// What a tiny guest, or the machine for a Linux guest, showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct KvmReport {
     pub capabilities: Vec<Capability>,
     /// What ran.
     pub trials: Vec<Trial>,
+    /// The accesses that this KVM answers itself although a filter denies them, of those that were tried.
+    pub unfiltered: Result<Vec<Unfiltered>, TrialError>,
     /// The host's `kvm.ignore_msrs`, where it can be read.
     pub ignore_msrs: Option<bool>,
 }
@@ -89,6 +92,20 @@ impl Report {
             .filter(|capability| capability.need == Need::Useful && !capability.present)
             .map(|capability| format!("{} is missing: {}", capability.name, capability.purpose))
             .collect();
+        match &kvm.unfiltered {
+            Ok(accesses) if accesses.is_empty() => {}
+            Ok(accesses) => {
+                let accesses: Vec<String> = accesses.iter().map(ToString::to_string).collect();
+                warnings.push(format!(
+                    "this KVM answers itself what a filter denies: {}; rules for these have no effect, no device sees \
+                     them, and others may be like them",
+                    accesses.join(", ")
+                ));
+            }
+            Err(error) => warnings.push(format!(
+                "whether a filter reaches every MSR cannot be told: {error}"
+            )),
+        }
         if kvm.ignore_msrs == Some(true) {
             warnings.push(
                 "kvm.ignore_msrs is on: MSRs that KVM does not know read as 0 before userspace is \
@@ -152,6 +169,8 @@ impl fmt::Display for KvmReport {
 
 #[cfg(test)]
 mod tests {
+    use msr_filter::Access;
+
     use super::*;
 
     fn report(trials: Vec<Trial>, capabilities: Vec<Capability>) -> Report {
@@ -159,6 +178,7 @@ mod tests {
             kvm: Ok(KvmReport {
                 capabilities,
                 trials,
+                unfiltered: Ok(Vec::new()),
                 ignore_msrs: Some(false),
             }),
         }
@@ -207,6 +227,39 @@ mod tests {
         let useful = report(vec![], vec![capability(Need::Useful, false)]);
         assert!(useful.can_run_micro_guests() && useful.can_boot_linux());
         assert_eq!(useful.warnings(), ["KVM_CAP_X is missing: this and that"]);
+    }
+
+    #[test]
+    fn what_no_filter_reaches_is_a_warning_that_names_it() {
+        let mut report = report(vec![], vec![]);
+        let mut warnings = |unfiltered| {
+            if let Ok(kvm) = &mut report.kvm {
+                kvm.unfiltered = unfiltered;
+            }
+            report.warnings()
+        };
+        let found = vec![
+            Unfiltered {
+                index: 0x6e0,
+                access: Access::WRITE,
+            },
+            Unfiltered {
+                index: 0x277,
+                access: Access::READ,
+            },
+        ];
+        assert_eq!(
+            warnings(Ok(found)),
+            [
+                "this KVM answers itself what a filter denies: WRMSR of IA32_TSC_DEADLINE (0x6e0), RDMSR of IA32_PAT \
+                 (0x277); rules for these have no effect, no device sees them, and others may be like them"
+            ]
+        );
+        assert_eq!(
+            warnings(Err(TrialError::Shutdown)),
+            ["whether a filter reaches every MSR cannot be told: KVM_EXIT_SHUTDOWN: triple fault"]
+        );
+        assert!(warnings(Ok(Vec::new())).is_empty());
     }
 
     #[test]

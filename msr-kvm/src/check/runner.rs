@@ -1,8 +1,8 @@
 //! A wall-clock guard: a KVM that hangs is reported, not waited for.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_
 use super::error::TrialError;
 use super::guest::{TinyVm, create_machine};
 use super::programs::PROGRAMS;
+use super::unfiltered::{Unfiltered, unfiltered};
 
 /// How long one step may take. Each takes well under a millisecond on hardware and some in an emulated
 /// CPU's nested guest.
@@ -28,17 +29,21 @@ fn stop_signal() -> c_int {
     SIGRTMIN() + 1
 }
 
-/// The steps: the guests, then the machine around a Linux guest.
-const STEPS: usize = PROGRAMS.len() + 1;
+/// The steps: the guests, the machine around a Linux guest, and accesses that a filter denies.
+const STEPS: usize = PROGRAMS.len() + 2;
 
-/// What came of the tiny guests, in the order of [`PROGRAMS`], and of creating the in-kernel devices.
+/// What came of the tiny guests, in the order of [`PROGRAMS`], of creating the in-kernel devices, and of accesses that a filter
+/// denies.
 pub(super) struct Outcomes {
     pub(super) guests: [Result<(), TrialError>; PROGRAMS.len()],
     pub(super) machine: Result<(), TrialError>,
+    pub(super) unfiltered: Result<Vec<Unfiltered>, TrialError>,
 }
 
 /// Runs everything. It returns even if KVM does not; the thread that is stuck in it is left behind then.
 pub(super) fn run_all(kvm: Kvm) -> Outcomes {
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let into = found.clone();
     let mut steps = run_guarded(TIMEOUT, GRACE, move |report, expired| {
         match TinyVm::new(&kvm) {
             Ok(vm) => {
@@ -50,12 +55,18 @@ pub(super) fn run_all(kvm: Kvm) -> Outcomes {
             Err(error) => PROGRAMS.iter().for_each(|_| report(Err(error.clone()))),
         }
         report(create_machine(&kvm));
+        let unfiltered = unfiltered(&kvm, &|| expired(PROGRAMS.len() + 1));
+        report(unfiltered.map(|accesses| {
+            *into.lock().unwrap_or_else(PoisonError::into_inner) = accesses;
+        }));
     })
     .into_iter();
     let mut next = || steps.next().unwrap_or(Err(TrialError::NotTried));
     Outcomes {
         guests: std::array::from_fn(|_| next()),
         machine: next(),
+        unfiltered: next()
+            .map(|()| std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner))),
     }
 }
 
