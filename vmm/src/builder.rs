@@ -11,9 +11,9 @@ use crate::acpi::{self, AcpiConfig};
 use crate::boot::{self, Loading};
 use crate::config::{Config, ConfigError, DEFAULT_CMDLINE};
 use crate::control::Control;
-use crate::cpu::msrs;
 use crate::cpu::topology::apic_id;
 use crate::cpu::{ByEffect, Cpuid, HostCpu, OnUnoffered, Unoffered};
+use crate::cpu::{msrs, pmu};
 use crate::devices::virtio;
 use crate::machine::{Machine, create_interrupt_controllers, virtio_devices};
 use crate::memory;
@@ -202,8 +202,12 @@ impl VmBuilder {
             fd.set_cpuid2(&cpuid.for_vcpu(id))
                 .map_err(VmError::kvm("KVM_SET_CPUID2"))?;
             msrs::set(fd)?;
-            let refused = msrs.plan().set_initial(fd)?;
             // The vCPUs are alike.
+            if id == VcpuId(0) && config.cpu.pmu == Some(true) {
+                let vendor = config.cpu.cpu_identity()?.vendor;
+                pmu::require(vendor, &host.supported, fd)?;
+            }
+            let refused = msrs.plan().set_initial(fd)?;
             if id == VcpuId(0) && !refused.is_empty() {
                 log::warn!(
                     "this host's KVM does not take initial values of the CPU model; the guest goes without: {}",

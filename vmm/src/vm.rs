@@ -13,7 +13,7 @@ use crate::builder::VmBuilder;
 use crate::config::{Config, ConfigError};
 use crate::control::Control;
 use crate::cpu::msrs::BootMsrsError;
-use crate::cpu::{CpuModelError, CpuidError, HostCpuError};
+use crate::cpu::{CpuModelError, CpuidError, HostCpuError, NoPmu};
 use crate::devices::virtio::AttachError;
 use crate::devices::virtio::block::DiskError;
 use crate::machine::Machine;
@@ -50,6 +50,9 @@ pub enum VmError {
     /// CPUID cannot be what the configuration asks for.
     #[error("[cpu]: {0}")]
     Cpuid(#[from] CpuidError),
+    /// Performance counters are asked for that KVM has not.
+    #[error("cpu.pmu = true: {0}")]
+    Pmu(#[from] NoPmu),
     /// KVM does not say what CPU it offers.
     #[error(transparent)]
     HostCpu(#[from] HostCpuError),
@@ -134,6 +137,7 @@ impl VmError {
             | Self::Boot(_)
             | Self::CpuModel(_)
             | Self::Cpuid(_)
+            | Self::Pmu(_)
             | Self::Disk(_) => true,
             Self::Virtio(error) => matches!(error, AttachError::TooMany(_)),
             Self::Memory(error) => !matches!(error, MemoryError::Register(_)),
@@ -147,6 +151,7 @@ impl VmError {
             Self::Config(error) => error.key().map(str::to_owned),
             Self::CpuModel(error) => Some(error.key()),
             Self::Msr(error) => plan_key(error),
+            Self::Pmu(_) => Some("cpu.pmu".into()),
             _ => None,
         }
     }

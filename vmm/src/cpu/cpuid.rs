@@ -113,7 +113,7 @@ fn compose(host: &HostCpu, model: &CpuModel, identity: &Identity, topology: Topo
     if !model.hypervisor {
         leaves.remove_hypervisor();
     }
-    if !model.pmu {
+    if model.pmu == Some(false) {
         for leaf in PERFORMANCE_MONITORING {
             leaves.remove(leaf);
         }

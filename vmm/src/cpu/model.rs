@@ -44,8 +44,10 @@ pub struct CpuModel {
     /// The highest turbo frequency in leaf 0x16, in MHz; the base frequency unless given. On Intel's CPUs only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_mhz: Option<u16>,
-    /// Whether the guest is shown the performance counters that KVM offers.
-    pub pmu: bool,
+    /// Whether the guest has KVM's performance counters. Unless said, it has what KVM offers, be it nothing. `true`
+    /// refuses a KVM without, and takes the place of what a CPU model has instead: its MSR device called `pmu`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pmu: Option<bool>,
     /// Features not to show, as in the flags of /proc/cpuinfo.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hide: Vec<Feature>,
@@ -93,7 +95,7 @@ impl Default for CpuModel {
             hypervisor: true,
             base_mhz: None,
             max_mhz: None,
-            pmu: true,
+            pmu: None,
             hide: Vec::new(),
             show: Vec::new(),
             leaves: Vec::new(),

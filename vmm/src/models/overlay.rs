@@ -9,7 +9,8 @@ use toml::{Table, Value};
 /// widen it. Else a key of the configuration wins over the model's, and tables are laid over each other key by key. Lists
 /// are joined: layers with the configuration's first, devices and features with the model's first, and so are bits of CPUID leaves; initial values, of which the configuration's replaces the model's for the
 /// same MSR. A device of the same name and type as one of the model's (the name is the type unless given) is
-/// that device, with the configuration's keys laid over the model's.
+/// that device, with the configuration's keys laid over the model's. Where the configuration asks for KVM's performance counters
+/// (`cpu.pmu = true`), the model's device called `pmu`, which stands in for them, is left out.
 pub fn overlay(config: Table, name: &str, mut model: Table) -> Table {
     if let Some(Value::Table(msr)) = model.get_mut("msr")
         && let Some(filter) = msr.remove("filter")
@@ -21,8 +22,19 @@ pub fn overlay(config: Table, name: &str, mut model: Table) -> Table {
             layers.insert(0, Value::Table(layer));
         }
     }
+    let wants_counters =
+        config.get("cpu").and_then(|cpu| cpu.get("pmu")) == Some(&Value::Boolean(true));
+    if wants_counters
+        && let Some(Value::Array(devices)) =
+            model.get_mut("msr").and_then(|msr| msr.get_mut("device"))
+    {
+        devices.retain(|device| device.get("name").and_then(Value::as_str) != Some(STANDS_IN));
+    }
     overlay_table("", config, model)
 }
+
+/// The name of a model's device that answers where KVM's performance counters are not asked for.
+const STANDS_IN: &str = "pmu";
 
 fn overlay_table(path: &str, over: Table, mut under: Table) -> Table {
     for (key, value) in over {

@@ -130,6 +130,32 @@ fn an_msr_has_one_initial_value_and_no_device_beside_it() {
     assert!(error.contains("device `scratch` claims 0x8b"), "{error}");
 }
 
+/// What answers a counter of AMD's, with these keys over the Zen 3 model.
+fn counter_of_zen_3(keys: &str) -> (bool, Verdict) {
+    let model = BuiltIn::all()
+        .iter()
+        .find(|m| m.name == "zen3-server")
+        .unwrap();
+    // A summary is a model file's alone.
+    let text = model.text.replacen("summary", "#", 1);
+    let config = layered(keys, &text);
+    let plan = plan(&config, Topology::flat(1));
+    let index = 0xc001_0004;
+    (
+        plan.bus.device(index).is_some(),
+        plan.filter.verdict(index, Access::READ),
+    )
+}
+
+#[test]
+fn kvms_counters_take_the_place_of_a_models_on_request_only() {
+    for keys in ["", "[cpu]\npmu = false"] {
+        assert_eq!(counter_of_zen_3(keys), (true, Verdict::Deny), "{keys}");
+    }
+    let kvms = counter_of_zen_3("[cpu]\npmu = true");
+    assert_eq!(kvms, (false, Verdict::Allow));
+}
+
 #[test]
 fn features_of_both_are_hidden() {
     let config = layered("[cpu]\nhide = [\"avx2\"]", "[cpu]\nhide = [\"pdcm\"]");
