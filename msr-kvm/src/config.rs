@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use msr_bus::{DeviceConfig, DeviceModel, ExitReason, Fallback, Unclaimed};
+use msr_bus::devices::table::{MAX_REGISTERS, Table};
+use msr_bus::{
+    ConfigError, DeviceConfig, DeviceModel, ExitReason, Fallback, Model, MsrRange, Unclaimed,
+};
 use msr_filter::{FilterConfig, Verdict};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -93,11 +96,25 @@ impl MsrPlanBuilder {
     ///
     /// [`PlanError::Device`] and [`PlanError::Profile`].
     pub fn config(mut self, config: &MsrConfig, models: &[DeviceModel]) -> Result<Self, PlanError> {
+        let mut in_tables = 0;
         for (number, device) in (1..).zip(&config.devices) {
-            let device = device
+            let built = device
                 .build(models, self.context())
                 .map_err(|source| PlanError::Device { number, source })?;
-            self = self.device(device);
+            if device.model == Table::TYPE {
+                in_tables += built.claims().into_iter().map(MsrRange::len).sum::<u64>();
+            }
+            if in_tables > MAX_REGISTERS {
+                let source = ConfigError::Device {
+                    device: built.name().to_owned(),
+                    message: format!(
+                        "register: {in_tables} registers in this table and those before it are too many, all tables \
+                         together hold {MAX_REGISTERS}"
+                    ),
+                };
+                return Err(PlanError::Device { number, source });
+            }
+            self = self.device(built);
         }
         let own = Layer::from(&FilterLayer {
             name: String::new(),
@@ -115,5 +132,41 @@ impl MsrPlanBuilder {
             .exits(&config.exits)
             .fallback(config.unclaimed)
             .initial(config.initial.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use msr_bus::{CpuIdentity, CpuVendor, Topology};
+
+    use super::*;
+    use crate::MsrPlan;
+
+    fn plan(config: &str) -> Result<MsrPlan, PlanError> {
+        let config: MsrConfig = toml::from_str(config).unwrap();
+        let cpu = CpuIdentity {
+            vendor: CpuVendor::Intel,
+            signature: 0x606a6,
+        };
+        MsrPlan::builder(Topology::flat(1), cpu)
+            .config(&config, DeviceModel::all())?
+            .build()
+    }
+
+    #[test]
+    fn the_registers_of_all_tables_together_are_bounded() {
+        let table = |name: &str, msrs: &str| {
+            format!(
+                "[[device]]\ntype = \"table\"\nname = \"{name}\"\nregister = [{{ msr = \"{msrs}\" }}]\n"
+            )
+        };
+        let full = table("a", "0x10000-0x17fff") + &table("b", "0x18000-0x1ffff");
+        plan(&full).unwrap();
+        let error = plan(&(full + &table("c", "0x20000"))).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "device number 3: device `c`: register: 65537 registers in this table and those before it are too many, all \
+             tables together hold 65536"
+        );
     }
 }

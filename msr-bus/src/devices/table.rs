@@ -40,9 +40,9 @@ pub struct Table {
     registers: Vec<Register>,
 }
 
-/// The most registers a table holds. Each has its value in memory; the real windows of both vendors
-/// together are smaller.
-const MAX_REGISTERS: u64 = 0x1_0000;
+/// The most registers that a table holds, and that all tables of a configuration hold together. Each has its value in memory; the
+/// real windows of both vendors together are smaller.
+pub const MAX_REGISTERS: u64 = 0x1_0000;
 
 impl Model for Table {
     const TYPE: &'static str = "table";
