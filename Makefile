@@ -25,7 +25,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel guests rootfs readers build demo test soak bench fuzz lint deb deb-test clean
+.PHONY: help setup kernel guests rootfs clients readers build demo test soak bench fuzz lint deb deb-test clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ guests: kernel ## Fetch the other kernels that guests boot, and the tools that t
 rootfs: setup ## Make a Debian root file system under target/, once
 	@resources/make-rootfs.sh
 
+clients: setup ## Make a root file system of the programs that read MSRs under target/, once
+	@resources/make-clients.sh
+
 readers: setup ## Fetch what reads exported traces back in the tests: Perfetto's schema and DuckDB, once
 	@resources/fetch-readers.sh
 
@@ -55,10 +58,10 @@ build: setup ## Build everything
 demo: kernel build ## Boot Debian's kernel with MSRs answered in userspace
 	@$(BUILT)/demo
 
-test: kernel guests rootfs readers build ## All tests; those that need KVM run nested where the host's cannot boot Linux
+test: kernel guests rootfs clients readers build ## All tests; those that need KVM run nested where the host's cannot boot Linux
 	$(CARGO) test --workspace --profile $(PROFILE)
 
-soak: guests readers build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM under a write load, Chromium
+soak: guests readers clients build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM under a write load, Chromium, the CPU templates of FIRECRACKER_TEMPLATES=
 	@command -v chromium >/dev/null || resources/setup.sh chromium
 	$(CARGO) test -p guest-tests --test trace_readers --profile $(PROFILE) -- --ignored
 	$(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- --ignored

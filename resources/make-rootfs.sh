@@ -16,41 +16,13 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/debian.sh"
+. "$(dirname "$0")/file-system.sh"
 
 suite=${SUITE:-bookworm}
 size=${SIZE:-1G}
 
 # What the system has beyond the essential packages.
 include=(systemd-sysv udev kmod e2fsprogs login passwd procps)
-
-# apt's own directory of what was downloaded.
-download() {
-    local archives=$target/apt/$suite/cache/archives
-    rm -f "$archives"/*.deb
-    debian_state "$suite"
-    say "downloading $suite's essential packages and ${include[*]}"
-    quietly debian "$suite" apt-get -q -y --download-only --no-install-recommends install \
-        '?essential' "${include[@]}" || die "cannot download the packages"
-}
-
-unpack() {
-    local tree=$1 package directory excludes=()
-    # Since Debian 12 these are links, which no package of that release brings itself.
-    mkdir -p "$tree/usr"
-    for directory in bin sbin lib lib64; do
-        mkdir -p "$tree/usr/$directory"
-        ln -s "usr/$directory" "$tree/$directory"
-    done
-    for directory in doc man info locale zoneinfo; do
-        excludes+=(--exclude="./usr/share/$directory/*")
-    done
-    for package in "$target/apt/$suite/cache/archives"/*.deb; do
-        dpkg-deb --fsys-tarfile "$package" |
-            tar -x -p --keep-directory-symlink "${excludes[@]}" -C "$tree" ||
-            die "cannot unpack $package"
-    done
-    rm -f "$target/apt/$suite/cache/archives"/*.deb
-}
 
 # What the packages' own scripts do where they are installed.
 configure() {
@@ -96,31 +68,12 @@ customize() {
     : >"$tree/etc/machine-id"
 }
 
-# Has the command see every file as root's.
-as_if_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    else
-        command -v fakeroot >/dev/null || die "no fakeroot here: run resources/setup.sh, or install it"
-        fakeroot "$@"
-    fi
-}
-
 fill() {
     local into=$1 tree=$1/tree
-    PATH=$PATH:/usr/sbin:/sbin
-    mkdir "$tree"
-    download
-    say "unpacking and setting up"
-    unpack "$tree"
+    debian_tree "$suite" "$tree" '' "${include[@]}"
     configure "$tree"
     customize "$tree"
-    say "making the file system"
-    truncate -s "$size" "$into/image"
-    quietly as_if_root mkfs.ext4 -F -L root -d "$tree" "$into/image" ||
-        die "mkfs.ext4 failed: is SIZE=$size enough?"
-    rm -rf "$tree"
-    say "$(du -h "$into/image" | cut -f1) of $size are in use in target/rootfs/$suite/image"
+    file_system "$tree" "$into/image" "$size"
 }
 
 build_once "$target/rootfs/$suite" fill

@@ -35,8 +35,28 @@ const ROOTFS: &str = "rootfs/bookworm";
 /// The environment variable that names the root disk's block device in the outer VM.
 const ROOTFS_VARIABLE: &str = "MSR_ROOTFS";
 
+/// The directory of the root file system of programs that read MSRs, under `target`.
+const CLIENTS: &str = "clients/trixie";
+
+/// The directory of Firecracker CPU templates in the outer VM, under [`ROOT`].
+const TEMPLATES: &str = "templates";
+
+/// The environment variable that names its block device in the outer VM.
+const CLIENTS_VARIABLE: &str = "MSR_CLIENTS";
+
 /// The same for guests of the full kernel.
-const FULL_GUEST_MODULES: &[&str] = &["msr", "intel_rapl_msr", "x86_pkg_temp_thermal"];
+const FULL_GUEST_MODULES: &[&str] = &[
+    "msr",
+    "cpuid",
+    "intel_rapl_msr",
+    "x86_pkg_temp_thermal",
+    "coretemp",
+    "virtio_mmio",
+    "virtio_blk",
+    // ext4 asks for it by what it does, which is no dependency.
+    "crc32c_generic",
+    "ext4",
+];
 
 /// A file of a Debian package that guests have.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +118,9 @@ pub enum AssetError {
     /// The Debian root file system was not made.
     #[error("no Debian root file system in target/{ROOTFS}: make it with `make rootfs`")]
     NoRootfs,
+    /// The root file system of programs that read MSRs was not made.
+    #[error("no root file system in target/{CLIENTS}: make it with `make clients`")]
+    NoClients,
     /// A tool of e2fsprogs is missing.
     #[error("no {0} here: install e2fsprogs, as resources/setup.sh does")]
     NoFileSystemTool(String),
@@ -287,6 +310,15 @@ pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
             vm.file(path.to_string_lossy(), &path);
         }
     }
+    for file in templates()
+        .iter()
+        .flat_map(fs::read_dir)
+        .flatten()
+        .flatten()
+    {
+        let name = file.file_name().to_string_lossy().into_owned();
+        vm.file(format!("{ROOT}/{TEMPLATES}/{name}"), file.path());
+    }
     // Without it, the one test that needs it says so.
     if let Ok(image) = rootfs() {
         vm.disk(image).env(ROOTFS_VARIABLE, "/dev/vda");
@@ -316,6 +348,19 @@ pub fn pack_full(vm: &mut OuterVm) -> Result<(), AssetError> {
     for file in guest_tools.chain([HOST_TOOL.1]) {
         vm.file(format!("{ROOT}/tools/{file}"), tool(file)?);
     }
+    Ok(())
+}
+
+/// The same, and the root file system of programs that read MSRs.
+pub fn pack_clients(vm: &mut OuterVm) -> Result<(), AssetError> {
+    pack_full(vm)?;
+    // Disks have their names by order: [`pack`] packs the first where there is one.
+    let name = if rootfs().is_ok() {
+        "/dev/vdb"
+    } else {
+        "/dev/vda"
+    };
+    vm.disk(clients()?).env(CLIENTS_VARIABLE, name);
     Ok(())
 }
 
@@ -395,6 +440,28 @@ pub fn rootfs() -> Result<PathBuf, AssetError> {
     } else {
         Err(AssetError::NoRootfs)
     }
+}
+
+/// The directory of Firecracker CPU templates that `FIRECRACKER_TEMPLATES` names, if it does: JSON files and nothing else.
+pub fn templates() -> Option<PathBuf> {
+    match packed() {
+        Some(root) => Some(root.join(TEMPLATES)).filter(|folder| folder.is_dir()),
+        None => env::var_os("FIRECRACKER_TEMPLATES").map(PathBuf::from),
+    }
+}
+
+/// The root file system of programs that read MSRs, which `resources/make-clients.sh` makes: the image on the host, a disk in
+/// the outer VM. Guests get it read-only.
+pub fn clients() -> Result<PathBuf, AssetError> {
+    if packed().is_some() {
+        let disk = env::var_os(CLIENTS_VARIABLE).ok_or(AssetError::NoClients)?;
+        return Ok(PathBuf::from(disk));
+    }
+    let image = target_directory().join(CLIENTS).join("image");
+    image
+        .is_file()
+        .then_some(image)
+        .ok_or(AssetError::NoClients)
 }
 
 /// A tool of e2fsprogs that tests use: in the outer VM they are where they are on the host.

@@ -1,5 +1,8 @@
 //! Where things are in the guest's physical address space, its I/O ports and its interrupts.
 
+/// The BIOS data area's word with the size of memory below the EBDA, in KiB. Programs look for what firmware left there, by
+/// /dev/mem: the EBDA, and Intel's multiprocessor tables in the last KiB before it (MultiProcessor Specification 1.4, section 4).
+pub const BASE_MEMORY_SIZE: u64 = 0x413;
 /// The descriptor table at the kernel's first instruction.
 pub const BOOT_GDT: u64 = 0x500;
 /// The zero page, `struct boot_params` (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").

@@ -163,6 +163,14 @@ pub enum Step {
         /// The program's path and its arguments.
         argv: Vec<String>,
     },
+    /// Run a program to its end with another root directory, as root's shell would: with a `PATH`, a home and a terminal's name.
+    /// Answers `Exited`.
+    ExecuteIn {
+        /// The root directory.
+        root: String,
+        /// The program's path or name there, and its arguments.
+        argv: Vec<String>,
+    },
     /// Let time pass idly. Answers `Done`.
     Sleep {
         /// How long.
@@ -180,7 +188,14 @@ pub enum Step {
         /// How long.
         milliseconds: u64,
     },
-    /// Mount an ext4 file system, once its disk is there. Answers `Done`.
+    /// Mount a file system without a disk. Answers `Done`.
+    Mount {
+        /// Its type, such as `tmpfs`.
+        kind: String,
+        /// The directory to mount it on.
+        at: String,
+    },
+    /// Mount an ext4 file system, once its disk is there, for reading only where the disk is. Answers `Done`.
     MountDisk {
         /// The disk's device file.
         disk: String,
@@ -256,6 +271,22 @@ impl Step {
     pub fn read_file(path: &str) -> Self {
         Self::ReadFile {
             path: path.to_owned(),
+        }
+    }
+
+    /// [`Step::ExecuteIn`].
+    pub fn execute_in<S: Into<String>>(root: &str, argv: impl IntoIterator<Item = S>) -> Self {
+        Self::ExecuteIn {
+            root: root.to_owned(),
+            argv: argv.into_iter().map(Into::into).collect(),
+        }
+    }
+
+    /// [`Step::Mount`].
+    pub fn mount(kind: &str, at: &str) -> Self {
+        Self::Mount {
+            kind: kind.to_owned(),
+            at: at.to_owned(),
         }
     }
 

@@ -16,6 +16,7 @@ use guest_tests::kernel::{Kernel, Release};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 mod cli;
+mod clients;
 mod devices;
 mod disk;
 mod life;
@@ -53,6 +54,7 @@ fn trials() -> Vec<Trial> {
         smoke::trials(),
         trace::trials(),
         devices::trials(),
+        clients::trials(),
         disk::trials(),
         linux::trials(),
         profiles::trials(),
@@ -141,14 +143,16 @@ impl Job {
             })
         };
         // Kernels are large; what does without one starts sooner.
-        let pack =
-            if any(&|name| name.starts_with(devices::PREFIX) || name.starts_with(trace::PREFIX)) {
-                assets::pack_full
-            } else if any(&|name| name.contains(&format!("::{}::", Release::Trixie))) {
-                assets::pack_releases
-            } else {
-                assets::pack
-            };
+        let pack = if any(&|name| name.starts_with(clients::PREFIX)) {
+            assets::pack_clients
+        } else if any(&|name| name.starts_with(devices::PREFIX) || name.starts_with(trace::PREFIX))
+        {
+            assets::pack_full
+        } else if any(&|name| name.contains(&format!("::{}::", Release::Trixie))) {
+            assets::pack_releases
+        } else {
+            assets::pack
+        };
         let mut passed_on = backend::harness_arguments(env::args().skip(1));
         passed_on.extend(prefix);
         Self {

@@ -31,6 +31,8 @@ use initrd::Initrd;
 use kernel::Kernel;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use crate::layout;
+
 pub use bzimage::BzImageError;
 pub use cmdline::CmdlineError;
 pub use elf::ElfError;
@@ -177,6 +179,8 @@ impl Images {
         rsdp: Option<GuestAddress>,
     ) -> Result<Entry, BootError> {
         cmdline::check(cmdline, &self.kernel)?;
+        let base_memory = (layout::EBDA >> 10) as u16;
+        write(memory, &base_memory.to_le_bytes(), layout::BASE_MEMORY_SIZE)?;
         if self.kernel.is_multiboot {
             let info = multiboot::write(memory, &self.path, cmdline, self.initrd)?;
             return Ok(Entry {

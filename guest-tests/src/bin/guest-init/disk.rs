@@ -17,14 +17,19 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// What Linux takes for a direct read of any disk.
 const BLOCK: usize = 4096;
 
-/// Mounts an ext4 file system for writing.
+/// Mounts an ext4 file system for writing, or for reading only where its disk is.
 pub(crate) fn mount(disk: &str, at: &str) -> io::Result<()> {
     let begin = Instant::now();
     while !Path::new(disk).exists() && begin.elapsed() < TIMEOUT {
         thread::sleep(Duration::from_millis(10));
     }
     fs::create_dir_all(at)?;
-    init::mount_from(disk, at, "ext4", 0)
+    match init::mount_from(disk, at, "ext4", 0) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EROFS)) => {
+            init::mount_from(disk, at, "ext4", libc::MS_RDONLY)
+        }
+        mounted => mounted,
+    }
 }
 
 /// Reads a disk's last block until it cannot be read.

@@ -1,11 +1,12 @@
 //! Takes one step of the plan.
 
 use std::arch::x86_64::__cpuid_count;
+use std::env;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -73,7 +74,8 @@ fn attempt(step: &Step) -> io::Result<Answer> {
         Step::KallsymsDigest => {
             Answer::Text(functions_digest(&fs::read_to_string("/proc/kallsyms")?))
         }
-        Step::Execute { argv } => execute(argv)?,
+        Step::Execute { argv } => execute(argv, None)?,
+        Step::ExecuteIn { root, argv } => execute(argv, Some(root))?,
         Step::Sleep { milliseconds } => {
             thread::sleep(Duration::from_millis(*milliseconds));
             Answer::Done
@@ -87,6 +89,10 @@ fn attempt(step: &Step) -> io::Result<Answer> {
             Answer::Done
         }
         Step::Spin { cpu, milliseconds } => spin(*cpu, Duration::from_millis(*milliseconds))?,
+        Step::Mount { kind, at } => {
+            init::mount(kind, at)?;
+            Answer::Done
+        }
         Step::MountDisk { disk, at } => {
             disk::mount(disk, at)?;
             Answer::Done
@@ -179,9 +185,20 @@ fn write_address(cpu: u32, index: u32, bytes: &[u8], offset: u32) -> io::Result<
     on_cpu(cpu, || Msrs::of(cpu)?.write(index, address))?.map(|()| Answer::Done)
 }
 
-fn execute(argv: &[String]) -> io::Result<Answer> {
+/// Runs a program, with another root directory if one is given. The environment is what a shell of root's has.
+fn execute(argv: &[String], root: Option<&String>) -> io::Result<Answer> {
     let (program, arguments) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-    let output = Command::new(program).args(arguments).output()?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if let Some(root) = root.cloned() {
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("HOME", "/root").env("TERM", "linux");
+        let enter =
+            move || std::os::unix::fs::chroot(&root).and_then(|()| env::set_current_dir("/"));
+        // SAFETY: the process has no other thread now, so that none can hold a lock that the child's allocations need.
+        unsafe { command.pre_exec(enter) };
+    }
+    let output = command.stdin(Stdio::null()).output()?;
     let status = output.status;
     let signal = || 128 + status.signal().unwrap_or(0);
     Ok(Answer::Exited {
