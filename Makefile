@@ -24,6 +24,11 @@ export CARGO_HOME := $(abspath $(or $(CARGO_TARGET_DIR),target)/cargo)
 endif
 endif
 
+# A directory of CPU templates for `make soak`.
+ifdef FIRECRACKER_TEMPLATES
+export FIRECRACKER_TEMPLATES := $(abspath $(FIRECRACKER_TEMPLATES))
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup kernel guests rootfs clients readers build demo test soak bench fuzz lint deb deb-test clean
 

@@ -9,11 +9,13 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::Test;
 
+mod pmu;
 mod template;
+mod templates;
 
 /// This module's tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, Test); 5] = [
+    let tests: [(&str, Test); 8] = [
         (
             "models::an_initial_value_is_there_and_writes_follow_kvms_rules",
             initial,
@@ -31,13 +33,27 @@ pub(crate) fn trials() -> Vec<Trial> {
             import_marks,
         ),
         (
+            "models::kvms_performance_counters_count_on_request_or_are_refused_in_words",
+            pmu::counters,
+        ),
+        (
+            "models::templates_dumps_and_fingerprints_hold_in_a_guest",
+            templates::of_each_shape,
+        ),
+        (
+            "models::soak::the_templates_of_a_directory_hold_in_a_guest",
+            templates::of_a_folder,
+        ),
+        (
             "models::linux_boots_with_a_template_that_sets_its_entry_points",
             template::linux,
         ),
     ];
     tests
         .into_iter()
-        .map(|(name, test)| Trial::test(name, test))
+        .map(|(name, test)| {
+            Trial::test(name, test).with_ignored_flag(name.starts_with("models::soak::"))
+        })
         .collect()
 }
 
