@@ -36,12 +36,12 @@ impl Paging {
         }
     }
 
-    /// The accelerator. With nested paging one thread emulates all CPUs: with a thread for each, QEMU 10.0 now and then
-    /// saves the host's registers as a guest's, which is lost then (docs/test-bed.md).
-    pub(super) const fn accelerator(self) -> &'static str {
+    /// How many CPUs the outer VM has. With nested paging and two of them, QEMU 10.0 now and then saves the host's
+    /// registers as a guest's, which is lost then (docs/test-bed.md). Guests have as many vCPUs all the same.
+    pub(super) const fn cpus(self) -> u32 {
         match self {
-            Self::Nested => "tcg,thread=single",
-            Self::Shadow => "tcg,thread=multi",
+            Self::Nested => 1,
+            Self::Shadow => 2,
         }
     }
 

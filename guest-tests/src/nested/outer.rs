@@ -34,7 +34,6 @@ pub struct OuterVm {
     job: Job,
     with_kvm: bool,
     kaslr: bool,
-    cpus: u32,
     memory_mib: u32,
     limit: Duration,
     silence: Duration,
@@ -146,7 +145,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 const CONSOLE_TAIL_LINES: usize = 60;
 
 impl OuterVm {
-    /// An outer VM with 2 CPUs and 3 GiB, whose init loads KVM and runs this program.
+    /// An outer VM with 3 GiB, whose init loads KVM and runs this program.
     pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
         Self {
             files: Vec::new(),
@@ -159,7 +158,6 @@ impl OuterVm {
             },
             with_kvm: true,
             kaslr: false,
-            cpus: 2,
             memory_mib: 3072,
             limit: Duration::from_secs(30 * 60),
             silence: SILENCE,
@@ -272,7 +270,6 @@ impl OuterVm {
             choice: &choice,
             kernel: kernel.image(),
             initramfs: &initramfs,
-            cpus: self.cpus,
             memory_mib: self.memory_mib,
             kaslr: self.kaslr,
             disks: &self.disks,

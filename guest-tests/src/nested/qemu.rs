@@ -31,7 +31,6 @@ pub(super) struct Machine<'a> {
     pub(super) choice: &'a Choice,
     pub(super) kernel: &'a Path,
     pub(super) initramfs: &'a [u8],
-    pub(super) cpus: u32,
     pub(super) memory_mib: u32,
     /// Whether the kernel moves itself (KASLR).
     pub(super) kaslr: bool,
@@ -76,11 +75,11 @@ impl Qemu {
                 "none",
                 "-no-reboot",
             ])
-            .args(["-accel", machine.choice.paging.accelerator()])
+            .args(["-accel", "tcg,thread=multi"])
             .args(["-cpu", machine.choice.paging.cpu()])
             .args([
                 "-smp",
-                &machine.cpus.to_string(),
+                &machine.choice.paging.cpus().to_string(),
                 "-m",
                 &machine.memory_mib.to_string(),
             ])
