@@ -176,11 +176,6 @@ pub enum Step {
         /// How long.
         milliseconds: u64,
     },
-    /// Keep all online CPUs busy. Answers `Done`.
-    SpinOnAll {
-        /// How long.
-        milliseconds: u64,
-    },
     /// Keep a CPU busy. Answers `Done`.
     Spin {
         /// The CPU.

@@ -53,7 +53,7 @@ where
 }
 
 /// The same without the MSRs.
-pub(crate) fn on_all_cpus<F>(work: F) -> io::Result<Vec<(u32, u64)>>
+fn on_all_cpus<F>(work: F) -> io::Result<Vec<(u32, u64)>>
 where
     F: Fn(u32) -> io::Result<u64> + Sync,
 {

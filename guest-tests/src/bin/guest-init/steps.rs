@@ -80,14 +80,6 @@ fn attempt(step: &Step) -> io::Result<Answer> {
             thread::sleep(Duration::from_millis(*milliseconds));
             Answer::Done
         }
-        Step::SpinOnAll { milliseconds } => {
-            let time = Duration::from_millis(*milliseconds);
-            msr::on_all_cpus(|_| {
-                busy(time);
-                Ok(0)
-            })?;
-            Answer::Done
-        }
         Step::Spin { cpu, milliseconds } => spin(*cpu, Duration::from_millis(*milliseconds))?,
         Step::Mount { kind, at } => {
             init::mount(kind, at)?;
