@@ -30,13 +30,16 @@ export FIRECRACKER_TEMPLATES := $(abspath $(FIRECRACKER_TEMPLATES))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel guests rootfs clients readers build demo test soak bench fuzz lint deb deb-test clean
+.PHONY: help setup qemu kernel guests rootfs clients readers build demo test soak bench fuzz lint deb deb-test clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
-setup: ## Install what is missing: QEMU, a C compiler, e2fsprogs, fakeroot (Debian and Ubuntu)
+setup: ## Install what is missing: a C compiler, e2fsprogs, fakeroot, shells and groff for tests (Debian and Ubuntu)
 	@resources/setup.sh
+
+qemu: setup ## Fetch the QEMU that the outer VM runs in into target/, once
+	@resources/fetch-qemu.sh
 
 kernel: setup ## Fetch Debian 12's cloud kernel into target/, once
 	@resources/fetch-kernel.sh bookworm cloud
@@ -60,20 +63,20 @@ readers: setup ## Fetch what reads exported traces back in the tests: Perfetto's
 build: setup ## Build everything
 	$(CARGO) build --workspace --bins --examples --profile $(PROFILE)
 
-demo: kernel build ## Boot Debian's kernel with MSRs answered in userspace
+demo: qemu kernel build ## Boot Debian's kernel with MSRs answered in userspace
 	@$(BUILT)/demo
 
-test: kernel guests rootfs clients readers build ## All tests; those that need KVM run nested where the host's cannot boot Linux
+test: qemu kernel guests rootfs clients readers build ## All tests; those that need KVM run nested where the host's cannot boot Linux
 	$(CARGO) test --workspace --profile $(PROFILE)
 
-soak: guests readers clients build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM under a write load, Chromium, the CPU templates of FIRECRACKER_TEMPLATES=
+soak: qemu guests readers clients build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM under a write load, Chromium, the CPU templates of FIRECRACKER_TEMPLATES=
 	@command -v chromium >/dev/null || resources/setup.sh chromium
 	$(CARGO) test -p guest-tests --test trace_readers --profile $(PROFILE) -- --ignored
 	$(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- --ignored
 	KILLS=$(or $(KILLS),25) $(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- \
 		disk::what_was_fsynced_outlives_a_killed_vmm
 
-bench: kernel setup ## All benchmarks
+bench: qemu kernel ## All benchmarks
 	$(CARGO) build --workspace --bins --release
 	$(CARGO) bench --workspace
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh [PACKAGE...]: installs what the build and the nested outer VM need and this machine lacks, and the
+# setup.sh [PACKAGE...]: installs what the build and the tests need and this machine lacks, and the
 # packages named.
 # Says nothing and touches no network when nothing is missing.
 set -euo pipefail
@@ -29,9 +29,6 @@ if [ "$(id -u)" -ne 0 ]; then
     # Root's file systems are made without root.
     need fakeroot command -v fakeroot
 fi
-if [ -z "${QEMU:-}" ]; then
-    need qemu-system-x86 command -v qemu-system-x86_64
-fi
 # What the tests of completions and man pages run.
 need zsh command -v zsh
 need fish command -v fish
@@ -41,7 +38,7 @@ command -v cargo >/dev/null || die "cargo is missing: install Rust (https://rust
 [ ${#packages[@]} -gt 0 ] || exit 0
 
 need_apt "this is not Debian or Ubuntu: install what provides these Debian packages: ${packages[*]}
-(a C compiler, glibc's libc.a, make, e2fsprogs, qemu-system-x86_64, zsh, fish, groff), and give a Linux kernel as KERNEL= and MODULES="
+(a C compiler, glibc's libc.a, make, e2fsprogs, zsh, fish, groff), and give a Linux kernel as KERNEL= and MODULES="
 
 for package in "${packages[@]}"; do
     apt_knows "$package" || { apt_update && break; }

@@ -1,12 +1,15 @@
 //! Which QEMU emulates the outer VM, and how its KVM pages for the guests.
 //!
+//! It is the one that `resources/fetch-qemu.sh` fetches, the same on every distribution: of those that were tried, its
+//! emulation of AMD SVM is the one that held. `QEMU=` names another executable.
+//!
 //! QEMU's TCG emulates AMD SVM, with nested paging or without, and no version is right in both. With
 //! *nested* paging the emulated processor walks the guest's page tables and KVM's; with *shadow* paging
 //! KVM keeps tables of its own for the guest, and the processor walks those only. `docs/test-bed.md` has
 //! what was run under which version, how often, and what failed.
 //!
 //! The version decides. For one that was not tried, a trial boots a Linux guest and keeps
-//! what it found. `QEMU=` names another executable and `OUTER_PAGING=nested|shadow` decides the paging.
+//! what it found. `OUTER_PAGING=nested|shadow` decides the paging otherwise.
 
 use std::env;
 use std::ffi::OsString;
@@ -15,8 +18,13 @@ use std::io;
 use std::process::Command;
 use std::str::FromStr;
 
-/// The emulator's executable, unless `QEMU=` names another.
-const QEMU: &str = "qemu-system-x86_64";
+use crate::assets;
+
+/// The fetched emulator, under `target`.
+const FETCHED: &str = "qemu/qemu-system-x86_64";
+
+/// The machine's own, which serves where none could be fetched.
+const INSTALLED: &str = "qemu-system-x86_64";
 
 /// How the outer VM's KVM pages for its guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,15 +41,6 @@ impl Paging {
         match self {
             Self::Nested => "EPYC,+svm,+npt",
             Self::Shadow => "EPYC,+svm,-npt",
-        }
-    }
-
-    /// How many CPUs the outer VM has. With nested paging and two of them, QEMU 10.0 now and then saves the host's
-    /// registers as a guest's, which is lost then (docs/test-bed.md). Guests have as many vCPUs all the same.
-    pub(super) const fn cpus(self) -> u32 {
-        match self {
-            Self::Nested => 1,
-            Self::Shadow => 2,
         }
     }
 
@@ -128,7 +127,7 @@ impl fmt::Display for Choice {
 #[derive(Debug, thiserror::Error)]
 pub enum ChoiceError {
     /// The executable is not there.
-    #[error("no {}: install QEMU, as resources/setup.sh does, or name one with QEMU=", .0.display())]
+    #[error("no {}: fetch QEMU, as `make qemu` does, or name one with QEMU=", .0.display())]
     NoQemu(OsString),
     /// It cannot be run.
     #[error("cannot run {} --version: {source}", program.display())]
@@ -154,7 +153,14 @@ pub enum ChoiceError {
 /// Chooses by the environment and by what QEMU says of itself.
 pub fn choose() -> Result<Choice, ChoiceError> {
     let named = env::var_os("QEMU").filter(|name| !name.is_empty());
-    let program = named.unwrap_or_else(|| QEMU.into());
+    let program = named.unwrap_or_else(|| {
+        let fetched = assets::target_directory().join(FETCHED);
+        if fetched.exists() {
+            fetched.into()
+        } else {
+            INSTALLED.into()
+        }
+    });
     let asked = match env::var("OUTER_PAGING")
         .ok()
         .filter(|text| !text.is_empty())

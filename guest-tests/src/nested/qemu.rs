@@ -44,6 +44,9 @@ pub(super) struct Machine<'a> {
 const KERNEL_PARAMETERS: &str = "console=ttyS0 panic=-1 mitigations=off tsc=reliable \
                                  no_timer_check random.trust_cpu=on i8042.noprobe maxcpus=1";
 
+/// How many CPUs the outer VM has.
+const CPUS: u32 = 2;
+
 impl Qemu {
     pub(super) fn spawn(machine: &Machine<'_>) -> io::Result<Self> {
         let (console, console_writer) = io::pipe()?;
@@ -79,7 +82,7 @@ impl Qemu {
             .args(["-cpu", machine.choice.paging.cpu()])
             .args([
                 "-smp",
-                &machine.choice.paging.cpus().to_string(),
+                &CPUS.to_string(),
                 "-m",
                 &machine.memory_mib.to_string(),
             ])
