@@ -41,7 +41,7 @@ here=$(dirname "$0")
 library=$here/usr/lib/x86_64-linux-gnu
 QEMU_MODULE_DIR=$library/qemu
 export QEMU_MODULE_DIR
-exec "$here/lib64/ld-linux-x86-64.so.2" --library-path "$library" "$here/usr/bin/qemu-system-x86_64" \
+exec "$library/ld-linux-x86-64.so.2" --library-path "$library" "$here/usr/bin/qemu-system-x86_64" \
     -L "$here/usr/share/qemu" -L "$here/usr/share/seabios" "$@"
 END_OF_SCRIPT
     chmod +x "$tree/qemu-system-x86_64"
