@@ -286,9 +286,9 @@ fn no_qemu_outlives_its_parent() -> Result<(), Failed> {
 fn child_of(parent: u32) -> Option<u32> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
     let child = children.ok()?.split_whitespace().next()?.parse().ok()?;
-    // Between fork and exec it is not QEMU yet.
-    let name = std::fs::read_to_string(format!("/proc/{child}/comm")).ok()?;
-    name.starts_with("qemu").then_some(child)
+    // Between fork and exec it is not QEMU yet. Its name may be that of the dynamic loader that runs it.
+    let arguments = std::fs::read_to_string(format!("/proc/{child}/cmdline")).ok()?;
+    arguments.contains("-nodefaults").then_some(child)
 }
 
 /// Whether a process is there and more than a zombie that nobody has waited for.
