@@ -209,14 +209,14 @@ fn parse(line: &str) -> Option<(&str, (u32, u32))> {
     }
 }
 
-/// Versions that were tried at length, and what held.
-const KNOWN: [((u32, u32), Paging); 2] = [((7, 2), Paging::Shadow), ((10, 0), Paging::Nested)];
+/// The version that was tried at length and held, and how.
+const KNOWN: ((u32, u32), Paging) = ((7, 2), Paging::Shadow);
 
 fn by_version(version: (u32, u32)) -> (Paging, Reason) {
-    match KNOWN.iter().find(|(known, _)| *known == version) {
-        Some((_, paging)) => (*paging, Reason::Known),
-        None if version < (8, 0) => (Paging::Shadow, Reason::Guessed),
-        None => (Paging::Nested, Reason::Guessed),
+    match version {
+        known if known == KNOWN.0 => (KNOWN.1, Reason::Known),
+        old if old < (8, 0) => (Paging::Shadow, Reason::Guessed),
+        _ => (Paging::Nested, Reason::Guessed),
     }
 }
 
@@ -254,7 +254,7 @@ mod tests {
     fn what_was_not_tried_is_only_guessed() {
         let (shadow, nested) = (Paging::Shadow, Paging::Nested);
         assert_eq!(by_version((7, 2)), (shadow, Reason::Known));
-        assert_eq!(by_version((10, 0)), (nested, Reason::Known));
+        assert_eq!(by_version((10, 0)), (nested, Reason::Guessed));
         assert_eq!(by_version((6, 2)), (shadow, Reason::Guessed));
         assert_eq!(by_version((11, 0)), (nested, Reason::Guessed));
     }
