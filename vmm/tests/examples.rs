@@ -13,9 +13,6 @@ const OTHER: &str = "[[msr.device]]\ntype = \"scratch\"\nmsr = \"0xc0011f00\"\n"
 const TEMPLATE: &str = r#"{"cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0,
     "modifiers": [{"register": "ecx", "bitmap": "0b0xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}]}], "msr_modifiers": []}"#;
 
-/// What a boot of Linux needs.
-const PROFILE: &str = include_str!("../../resources/profiles/linux-guest.toml");
-
 /// A folder with the files that examples name, which goes with the value.
 struct Folder(PathBuf);
 
@@ -28,7 +25,6 @@ impl Folder {
             ("other.toml", OTHER),
             ("mine.toml", OTHER),
             ("rapl.toml", OTHER),
-            ("profile.toml", PROFILE),
             ("template.json", TEMPLATE),
             ("vmlinuz", ""),
             ("initrd.img", ""),
@@ -36,6 +32,8 @@ impl Folder {
         ] {
             fs::write(path.join(name), text).expect("a file");
         }
+        let profile = repository().join("resources/profiles/linux-guest.toml");
+        fs::copy(profile, path.join("profile.toml")).expect("what a boot of Linux needs");
         Self(path)
     }
 
