@@ -47,7 +47,7 @@ const CONFIG: &str = r#"
 
 // Half as much again: an idle guest wakes up now and then, which under emulation takes a CPU a few per cent of its time.
 const IDLE_WATTS: f64 = 60.0 + 2.0 * 5.0;
-// One CPU: the outer VM may have no second one to keep busy (docs/test-bed.md).
+// One CPU of the two: a busy host may have no second one to give.
 const BUSY_WATTS: f64 = 60.0 + 5.0 + 22.5;
 /// The model's.
 const DRAM_WATTS: f64 = 12.0;
