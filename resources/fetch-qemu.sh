@@ -9,32 +9,16 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/debian.sh"
+. "$(dirname "$0")/file-system.sh"
 
 suite=bookworm
 package=qemu-system-x86
 
 fill() {
-    local tree=$1 debs=$1/debs deb directory excludes=()
-    debian_state "$suite"
-    say "downloading $package $(debian_version "$suite" "$package") and its libraries"
-    mkdir -p "$debs/partial"
-    quietly debian "$suite" apt-get -q -y -o Dir::Cache::archives="$debs" \
-        --download-only --no-install-recommends install "$package" || die "cannot download $package"
-    # Since Debian 12 these are links, which no package of that release brings itself.
-    for directory in bin sbin lib lib64; do
-        mkdir -p "$tree/usr/$directory"
-        ln -s "usr/$directory" "$tree/$directory"
-    done
-    for directory in doc man info locale; do
-        excludes+=(--exclude="./usr/share/$directory/*")
-    done
-    for deb in "$debs"/*.deb; do
-        # Neither owners nor devices: nothing is started from the tree but QEMU.
-        dpkg-deb --fsys-tarfile "$deb" |
-            tar -x --keep-directory-symlink --no-same-owner "${excludes[@]}" -C "$tree" ||
-            die "cannot unpack $deb"
-    done
-    rm -r "$debs"
+    local tree=$1
+    debian_tree "$suite" "$tree" '' "$package"
+    # Nothing is started from the tree but QEMU, which needs nobody's rights.
+    find "$tree" -type f -perm /6000 -exec chmod ug-s {} +
     cat >"$tree/qemu-system-x86_64" <<'END_OF_SCRIPT'
 #!/bin/sh
 here=$(dirname "$0")

@@ -1,7 +1,7 @@
-# Root file systems of Debian's packages, made without root and without running the packages' scripts.
+# Trees of Debian's packages, and file systems of them, made without root and without running the packages' scripts.
 # Sourced by bash, after debian.sh.
 
-# debian_tree SUITE TREE PATTERN PACKAGE...: unpacks the essential packages, PACKAGE... and all that these depend on into
+# debian_tree SUITE TREE PATTERN PACKAGE...: unpacks PACKAGE..., such as '?essential', and all that these depend on into
 # the new directory TREE. Packages whose names match the extended regular expression PATTERN, if it is not empty, and what
 # is never read, such as documentation, are left out.
 debian_tree() {
@@ -9,10 +9,10 @@ debian_tree() {
     shift 3
     rm -f "$archives"/*.deb
     debian_state "$suite"
-    say "downloading $suite's essential packages and $*"
-    quietly debian "$suite" apt-get -q -y --download-only --no-install-recommends install '?essential' "$@" ||
+    say "downloading $suite's $* and what these need"
+    quietly debian "$suite" apt-get -q -y --download-only --no-install-recommends install "$@" ||
         die "cannot download the packages"
-    say "unpacking and setting up"
+    say "unpacking"
     local package directory name excludes=()
     # Since Debian 12 these are links, which no package of that release brings itself.
     mkdir -p "$tree/usr"

@@ -18,7 +18,7 @@ fill() {
     local into=$1 tree=$1/tree
     mkdir "$tree"
     # Mesa's drivers, 150 MB, are for stress-ng's load on graphics, and link-time dependencies of nothing.
-    debian_tree "$suite" "$tree" '^(libllvm|mesa-libgallium|libz3)' "${programs[@]}" kmod
+    debian_tree "$suite" "$tree" '^(libllvm|mesa-libgallium|libz3)' '?essential' "${programs[@]}" kmod
     # Where the guest's init mounts what the programs write to.
     mkdir -p "$tree/var/lib/rasdaemon"
     file_system "$tree" "$into/image" 512M

@@ -70,7 +70,7 @@ customize() {
 
 fill() {
     local into=$1 tree=$1/tree
-    debian_tree "$suite" "$tree" '' "${include[@]}"
+    debian_tree "$suite" "$tree" '' '?essential' "${include[@]}"
     configure "$tree"
     customize "$tree"
     file_system "$tree" "$into/image" "$size"

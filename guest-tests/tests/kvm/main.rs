@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::env;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
@@ -88,6 +89,13 @@ fn main() -> ExitCode {
 /// Runs the tests in outer VMs, several at a time where no filter is given; the exit code is the first that is not
 /// success.
 fn in_outer_vms(arguments: &Arguments, trials: &[Trial]) -> ExitCode {
+    let at_a_time = match outer_vms_at_a_time() {
+        Ok(number) => number,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let modules = modules(arguments, trials);
     let jobs = modules
         .into_iter()
@@ -96,7 +104,7 @@ fn in_outer_vms(arguments: &Arguments, trials: &[Trial]) -> ExitCode {
     let next = || waiting.lock().ok()?.pop_front();
     let outcome = Mutex::new(ExitCode::SUCCESS);
     thread::scope(|scope| {
-        for _ in 0..outer_vms_at_a_time() {
+        for _ in 0..at_a_time.get() {
             scope.spawn(|| {
                 while let Some(job) = next() {
                     let status = job.run();
@@ -113,14 +121,18 @@ fn in_outer_vms(arguments: &Arguments, trials: &[Trial]) -> ExitCode {
 
 /// How many outer VMs run at the same time: one a core, as most guests have one CPU, and no more than four, each of
 /// which takes up to 3 GiB. `OUTER_VMS=` says otherwise.
-fn outer_vms_at_a_time() -> usize {
-    let given = env::var("OUTER_VMS")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    given
-        .unwrap_or_else(|| thread::available_parallelism().map_or(1, |cores| cores.get().min(4)))
-        .max(1)
+fn outer_vms_at_a_time() -> Result<NonZeroUsize, String> {
+    match env::var("OUTER_VMS").ok().filter(|text| !text.is_empty()) {
+        Some(text) => text
+            .parse()
+            .map_err(|_| format!("OUTER_VMS={text}: a number from 1")),
+        None => Ok(thread::available_parallelism()
+            .map_or(NonZeroUsize::MIN, |cores| cores.min(MOST_OUTER_VMS))),
+    }
 }
+
+/// See [`outer_vms_at_a_time`].
+const MOST_OUTER_VMS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
 /// What one outer VM is booted for.
 struct Job {
