@@ -12,6 +12,7 @@ use guest_tests::guest::{Folder, TINY_ADDRESS, TinyKernel};
 use guest_tests::guest::{digest, functions_digest};
 use guest_tests::init;
 use guest_tests::kernel::{Flavour, Release};
+use guest_tests::nested::control::STUCK;
 use guest_tests::nested::outer::{OuterError, OuterVm};
 use libtest_mimic::{Arguments, Failed, Trial};
 use msr_trace::symbols::Symbols;
@@ -46,6 +47,10 @@ fn main() -> ExitCode {
             a_hanging_outer_vm_is_told,
         ),
         Trial::test(
+            "a_program_that_waits_for_ever_is_told_with_what_it_waits_for",
+            a_program_that_waits_is_told,
+        ),
+        Trial::test(
             "the_demo_tells_a_guest_that_hangs_within_20_seconds",
             the_demo_tells_a_hang,
         ),
@@ -72,7 +77,7 @@ fn end_as(ending: &str) -> ExitCode {
             std::fs::write("/proc/sysrq-trigger", "c").expect("root may crash the kernel");
             ExitCode::SUCCESS
         }
-        "hang" => loop {
+        "hang" | "wait" => loop {
             std::thread::park();
         },
         "starve" => starve(),
@@ -213,6 +218,24 @@ fn a_hanging_outer_vm_is_told() -> Result<(), Failed> {
     match ending("starve")? {
         Err(OuterError::Silent { registers, .. })
             if registers.contains("RIP=") && registers.contains("CPU#1") =>
+        {
+            Ok(())
+        }
+        other => Err(format!("{other:?}").into()),
+    }
+}
+
+fn a_program_that_waits_is_told() -> Result<(), Failed> {
+    match ending("wait")? {
+        Err(OuterError::Stuck {
+            seconds,
+            registers,
+            console,
+        }) if seconds >= STUCK.as_secs()
+            && registers.contains("CPU#1")
+            // The program's main thread, and the system call in which it waits.
+            && console.contains("task:outer-vm-test")
+            && console.contains("futex_wait") =>
         {
             Ok(())
         }

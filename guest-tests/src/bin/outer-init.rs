@@ -9,10 +9,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use guest_tests::init::{self, Ended};
 use guest_tests::nested::control::{
-    CONTROL_PORT, EXIT_PORT, Event, HEARTBEAT, JOB_PATH, Job, OUTPUT_TTY,
+    CONTROL_PORT, EXIT_PORT, Event, HEARTBEAT, JOB_PATH, Job, OUTPUT_TTY, STUCK,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -44,12 +45,7 @@ fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
     }
     ports.send(&Event::Up);
     // A thread inherits the permission for the ports.
-    thread::spawn(|| {
-        loop {
-            thread::sleep(HEARTBEAT);
-            Ports(()).send(&Event::Alive);
-        }
-    });
+    thread::spawn(|| send_signs_of_life(&Ports(())));
 
     let job: Job = serde_json::from_slice(&fs::read(JOB_PATH)?)?;
     for module in &job.modules {
@@ -77,6 +73,83 @@ fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
     let ended = init::wait_for(child.id())?;
     init::drain(&output);
     Ok(ended)
+}
+
+/// Says every [`HEARTBEAT`] that the kernel and this process live, and ends the VM if nothing else does.
+fn send_signs_of_life(ports: &Ports) {
+    let mut watch = CpuWatch::new();
+    loop {
+        thread::sleep(HEARTBEAT);
+        ports.send(&Event::Alive);
+        let idle = watch.idle();
+        if idle < STUCK {
+            continue;
+        }
+        ports.send(&Event::Stuck(idle.as_secs()));
+        // Time for the host to ask QEMU for the CPUs as they are: what follows wakes them.
+        thread::sleep(HOST_LOOKS);
+        show_tasks();
+        ports.exit();
+    }
+}
+
+/// How long the host takes to look at the CPUs.
+const HOST_LOOKS: Duration = Duration::from_secs(8);
+
+/// Has the kernel print the stacks of all its tasks to the console.
+fn show_tasks() {
+    for (file, text) in [
+        ("/proc/sys/kernel/printk", "8"),
+        ("/proc/sysrq-trigger", "w"),
+        ("/proc/sysrq-trigger", "t"),
+        ("/proc/sysrq-trigger", "l"),
+    ] {
+        // A kernel without SysRq prints nothing, and the host shows the registers alone.
+        let _ = fs::write(file, text);
+    }
+}
+
+/// How long the CPUs have had next to no work.
+struct CpuWatch {
+    since: Instant,
+    busy: u64,
+}
+
+impl CpuWatch {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            busy: busy_ticks(),
+        }
+    }
+
+    /// For how long.
+    fn idle(&mut self) -> Duration {
+        // The signs of life cost one tick in hundreds.
+        const TICKS_PER_SECOND: u64 = 100;
+        const BUSY_SHARE: u64 = 20;
+        let idle = self.since.elapsed();
+        let busy = busy_ticks();
+        if busy - self.busy > (idle.as_secs() + 1) * TICKS_PER_SECOND / BUSY_SHARE {
+            *self = Self::new();
+            return Duration::ZERO;
+        }
+        idle
+    }
+}
+
+/// How many hundredths of a second all CPUs together have worked, by `/proc/stat` (proc(5)).
+fn busy_ticks() -> u64 {
+    const IDLE: usize = 3;
+    const IO_WAIT: usize = 4;
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let all = stat.lines().next().unwrap_or_default();
+    let ticks = all.split_ascii_whitespace().skip(1);
+    ticks
+        .enumerate()
+        .filter(|&(column, _)| column != IDLE && column != IO_WAIT)
+        .filter_map(|(_, ticks)| ticks.parse::<u64>().ok())
+        .sum()
 }
 
 /// vCPUs that never run, with and without a local APIC, and their VMs: for as long as they exist, KVM's

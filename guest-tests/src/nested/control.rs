@@ -26,6 +26,9 @@ pub const OUTPUT_TTY: &str = "/dev/ttyS1";
 /// How often the init says that it is alive.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 
+/// How long the job may use no CPU at all before it counts as stuck.
+pub const STUCK: Duration = Duration::from_secs(30);
+
 /// What the outer VM is to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
@@ -52,6 +55,9 @@ pub enum Event {
     Exited(u8),
     /// A signal ended the job.
     Signalled(u8),
+    /// The job has neither ended nor used a CPU for this many seconds: it waits for something that never
+    /// comes. The kernel's console says next what each task waits for.
+    Stuck(u64),
     /// The init could not run the job.
     Failed(String),
 }
@@ -64,6 +70,7 @@ impl fmt::Display for Event {
             Self::Ready => write!(f, "ready"),
             Self::Exited(status) => write!(f, "exited {status}"),
             Self::Signalled(signal) => write!(f, "signalled {signal}"),
+            Self::Stuck(seconds) => write!(f, "stuck {seconds}"),
             // A line is a message: the text must not hold more of them.
             Self::Failed(text) => write!(f, "failed {}", text.replace('\n', "; ")),
         }
@@ -88,6 +95,7 @@ impl FromStr for Event {
             "ready" => Ok(Self::Ready),
             "exited" => Ok(Self::Exited(number()?)),
             "signalled" => Ok(Self::Signalled(number()?)),
+            "stuck" => Ok(Self::Stuck(rest.parse().map_err(|_| unknown())?)),
             "failed" => Ok(Self::Failed(rest.to_owned())),
             _ => Err(unknown()),
         }
@@ -106,6 +114,7 @@ mod tests {
             Event::Ready,
             Event::Exited(101),
             Event::Signalled(9),
+            Event::Stuck(30),
             Event::Failed("cannot load kvm.ko".to_owned()),
         ] {
             assert_eq!(event.to_string().parse(), Ok(event));
@@ -119,7 +128,7 @@ mod tests {
 
     #[test]
     fn other_lines_are_refused() {
-        for line in ["", "exited", "exited 256", "exited x", "down"] {
+        for line in ["", "exited", "exited 256", "exited x", "stuck", "down"] {
             assert_eq!(line.parse::<Event>(), Err(UnknownEvent(line.to_owned())));
         }
     }

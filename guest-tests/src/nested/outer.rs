@@ -118,6 +118,18 @@ pub enum OuterError {
         /// The end of the kernel's console.
         console: String,
     },
+    /// The program neither ended nor did anything.
+    #[error(
+        "the program in the outer VM is stuck: no CPU had work for {seconds} s; the CPUs:\n{registers}\nwhat each task waits for:\n{console}"
+    )]
+    Stuck {
+        /// For how long.
+        seconds: u64,
+        /// What QEMU says of the CPUs.
+        registers: String,
+        /// What the kernel says of its tasks.
+        console: String,
+    },
     /// The safety limit passed.
     #[error("the outer VM was stopped after {} s; its console:\n{console}", limit.as_secs())]
     TimedOut {
@@ -442,6 +454,17 @@ impl Watch {
                         "program killed by signal {signal}, {}",
                         elapsed()
                     ));
+                }
+                Ok(Event::Stuck(seconds)) => {
+                    let registers = self.qemu.registers();
+                    // The init ends the VM when the kernel has said it all.
+                    drop(self.qemu.wait());
+                    let console = self.console.join().unwrap_or_default();
+                    return Err(OuterError::Stuck {
+                        seconds,
+                        registers,
+                        console,
+                    });
                 }
                 Ok(Event::Failed(text)) => status = Some(Err(OuterError::Init(text))),
                 Err(RecvTimeoutError::Disconnected) => break,

@@ -135,8 +135,13 @@ impl Qemu {
 
     /// The registers of the emulated CPUs, as QEMU's monitor prints them, or why it does not.
     pub(super) fn registers(&mut self) -> String {
-        self.ask_monitor("info registers -a")
-            .unwrap_or_else(|error| format!("QEMU's monitor does not answer: {error}"))
+        let mut answers = String::new();
+        for command in ["info registers -a", "info lapic 0", "info lapic 1"] {
+            answers += &self
+                .ask_monitor(command)
+                .unwrap_or_else(|error| format!("QEMU's monitor does not answer: {error}"));
+        }
+        answers
     }
 
     /// Has the monitor execute a command. Its answer has no end but the next prompt, so this waits for silence.
