@@ -6,6 +6,7 @@ mod config;
 mod examples;
 mod explain;
 mod filter;
+mod footprint;
 mod import;
 mod input;
 mod logging;

@@ -12,7 +12,7 @@ use crate::cli::args::RunArgs;
 use crate::cli::msr_log::MsrLog;
 use crate::cli::plan::{plan, warn};
 use crate::cli::trace::{RunTrace, TraceOptions};
-use crate::cli::{Failure, print, session};
+use crate::cli::{Failure, footprint, print, session};
 use crate::sandbox::Role;
 use crate::shutdown::ShutdownReason;
 use crate::timing::{BootEvent, BootTiming};
@@ -95,6 +95,8 @@ pub(crate) fn run(
     confined.leave_host()?;
     let vm = vm.start().map_err(failure)?;
     confined.filters.enter(Role::Main);
+    drop((args, loaded));
+    footprint::shrink();
     let bus = vm.msr_bus().clone();
     let reason = session::serve(vm, terminal, signals, grace).map_err(Failure::fault)?;
     // The reason of the shutdown counts, whether or not anybody reads the tables.
