@@ -62,6 +62,7 @@ mod rule;
 mod schema;
 #[cfg(feature = "serde")]
 mod serde_impls;
+mod summary;
 mod warning;
 
 pub use access::Access;
@@ -80,6 +81,7 @@ pub use list::{MsrList, ParseListError};
 pub use parse::{ParseAccessError, ParseRangeError, ParseVerdictError};
 pub use range::{EmptyRange, MsrRange};
 pub use rule::{FilterSpec, Rule, Verdict};
+pub use summary::RangeSummary;
 pub use warning::{FAST_PATH, LINUX_BOOT, LINUX_BOOT_INTEL, TSC_DEADLINE, Warning};
 
 /// The README's examples, compiled with the documentation's.

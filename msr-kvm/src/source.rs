@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use msr_filter::{FilterSpec, MsrRange, Suggestion};
+use msr_filter::{FilterSpec, MsrRange, RangeSummary, Suggestion};
 
 use crate::layers::FilterLayer;
 
@@ -79,20 +79,40 @@ impl fmt::Display for RuleSource {
     }
 }
 
+/// How many ways to make a filter fit a message lists; of the others it says how many they are.
+const LISTED: usize = 4;
+
 /// What to do without so that the filter fits, in words.
 pub(crate) fn suggestions(
     spec: &FilterSpec,
     sources: &[RuleSource],
     suggestions: &[Suggestion],
 ) -> String {
-    let rule = |number: &usize| {
-        let range: MsrRange = spec.rules[*number].range;
-        format!("{} on {range}", sources[*number])
-    };
     let text = |suggestion: &Suggestion| {
-        let rules: Vec<String> = suggestion.rules.iter().map(rule).collect();
-        format!("{} (leaves {})", rules.join(" and "), suggestion.needed)
+        let rules = in_words(spec, sources, &suggestion.rules);
+        format!("{rules} (leaves {})", suggestion.needed)
     };
-    let suggestions: Vec<String> = suggestions.iter().map(text).collect();
-    suggestions.join("; ")
+    let listed: Vec<String> = suggestions.iter().take(LISTED).map(text).collect();
+    let listed = listed.join("; ");
+    match suggestions.len().saturating_sub(LISTED) {
+        0 => listed,
+        1 => format!("{listed}; or in one more way"),
+        more => format!("{listed}; or in {more} more ways"),
+    }
+}
+
+/// Some of the rules of `spec` in words. Those that were written as one are told as one.
+fn in_words(spec: &FilterSpec, sources: &[RuleSource], rules: &[usize]) -> String {
+    let mut told: Vec<(&RuleSource, Vec<MsrRange>)> = Vec::new();
+    for number in rules {
+        let (source, range) = (&sources[*number], spec.rules[*number].range);
+        match told.last_mut() {
+            Some((last, ranges)) if *last == source => ranges.push(range),
+            _ => told.push((source, vec![range])),
+        }
+    }
+    let text = |(source, ranges): &(&RuleSource, Vec<MsrRange>)| {
+        format!("{source} on {}", RangeSummary(ranges))
+    };
+    told.iter().map(text).collect::<Vec<_>>().join(" and ")
 }

@@ -246,6 +246,38 @@ fn a_wrong_msr_name_is_refused_with_the_nearest_right_one() {
     assert!(refusal(&["filter", "/nonexistent"]).contains("/nonexistent"));
 }
 
+/// Whoever is shown the host's sensors learns of the host's other work, and whoever reaches a fixed CPU interrupts it.
+#[test]
+fn a_device_that_shows_a_guest_its_host_is_warned_of_with_how_often_it_reads() {
+    let sensor = ConfigFile::new("sensor", "42000\n");
+    let thermal = format!(
+        "[[msr.device]]\ntype = \"thermal\"\nsource = \"hwmon\"\nhwmon = {:?}\nhwmon_seconds = 2.5\n",
+        sensor.path()
+    );
+    let rapl =
+        "[[msr.device]]\ntype = \"rapl\"\nsource = \"powercap\"\npowercap = \"/nonexistent\"\n";
+    for (test, config, words) in [
+        (
+            "hwmon",
+            thermal.as_str(),
+            ["the host's temperature", "every 2.5 s"],
+        ),
+        // There may be no such directory here, which is told after it.
+        (
+            "powercap",
+            rapl,
+            ["share of the host's energy", "every 1 s"],
+        ),
+    ] {
+        let config = ConfigFile::new(test, config);
+        let output = msr_vmm(&["filter", config.path()]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        let warned =
+            |line: &str| line.contains("WARN") && words.iter().all(|word| line.contains(word));
+        assert!(error.lines().any(warned), "{error}");
+    }
+}
+
 #[test]
 fn rules_that_do_not_fit_are_refused_with_what_to_do_without() {
     let rules: Vec<String> = (1..=17)
@@ -260,6 +292,39 @@ fn rules_that_do_not_fit_are_refused_with_what_to_do_without() {
     let error = refusal(&["filter", config.path()]);
     assert!(
         error.contains("17 filter ranges") && error.contains("rule 1 on 0x100000 (leaves 16)"),
+        "{error}"
+    );
+    // Of 16 ways to make it fit, some are enough.
+    assert!(error.ends_with("; or in 12 more ways\n"), "{error}");
+}
+
+#[test]
+fn what_is_to_be_said_of_many_ranges_of_a_rule_is_said_once() {
+    let ranges: Vec<String> = (0..400)
+        .map(|i| format!("\"{:#x}\"", 0x400 + 2 * i))
+        .collect();
+    let ranges = ranges.join(", ");
+    let shadowed = ConfigFile::new(
+        "shadowed",
+        &format!(
+            "[[msr.filter.rule]]\nmsrs = [{ranges}]\nverdict = \"allow\"\n\
+             [[msr.filter.rule]]\nmsrs = [{ranges}]\nverdict = \"deny\"\n"
+        ),
+    );
+    let text = stdout(&["filter", shadowed.path()]);
+    let warnings: Vec<&str> = text.lines().filter(|l| l.starts_with("warning:")).collect();
+    let expected = "warning: rule 2 on 400 ranges in 0x400-0x71e has no effect: what comes before decides all it speaks of, \
+                    first rule 1 on 0x400";
+    assert_eq!(warnings, [expected]);
+
+    // A device in each bitmap needs a range there, and the rule all others.
+    let spread: Vec<String> = (1..=400).map(|i| format!("\"{:#x}\"", i << 16)).collect();
+    let spread = spread.join(", ");
+    let rule = format!("[[msr.filter.rule]]\nmsrs = [{spread}]\nverdict = \"deny\"\n");
+    let many = ConfigFile::new("many-in-one", &rule);
+    let error = refusal(&["filter", many.path()]);
+    assert!(
+        error.contains("400 filter ranges") && error.len() < 500,
         "{error}"
     );
 }

@@ -13,6 +13,7 @@ mod logging;
 mod man;
 mod msr_log;
 mod plan;
+mod rule_warnings;
 mod run;
 mod sandbox;
 mod session;

@@ -4,7 +4,7 @@ use msr_bus::{Access, CpuVendor, DeviceModel};
 use msr_filter::{FilterSpec, Rule, Warning};
 use msr_kvm::{MsrPlan, MsrPlanBuilder, RuleSource};
 
-use crate::cli::Failure;
+use crate::cli::{Failure, rule_warnings};
 use crate::config::LoadedConfig;
 use crate::vm::VmError;
 
@@ -60,8 +60,7 @@ pub(crate) fn warnings(plan: &MsrPlan, vendor: Option<CpuVendor>) -> Vec<String>
             default: layer.spec.default,
             rules: rules.iter().map(|(rule, _)| *rule).collect(),
         };
-        let told = spec.warnings().into_iter();
-        warnings.extend(told.filter_map(|warning| of_rule(&rules, warning)));
+        warnings.extend(rule_warnings::in_words(&rules, spec.warnings()));
     }
     for lost in &plan.lost {
         warnings.push(lost.to_string());
@@ -88,31 +87,4 @@ pub(crate) fn warnings(plan: &MsrPlan, vendor: Option<CpuVendor>) -> Vec<String>
         warnings.push(warning.to_string());
     }
     warnings
-}
-
-/// A warning about one rule.
-fn of_rule(rules: &[(Rule, String)], warning: Warning) -> Option<String> {
-    let rule = |number: usize| format!("{} on {}", rules[number].1, rules[number].0.range);
-    match warning {
-        Warning::Shadowed { rule: number, by } => Some(format!(
-            "{} has no effect: what comes before decides all it speaks of, first {}",
-            rule(number),
-            rule(by)
-        )),
-        Warning::X2Apic {
-            rule: number,
-            ignored,
-        } => Some(format!(
-            "{} has no effect on {ignored}: KVM never filters the x2APIC MSRs",
-            rule(number)
-        )),
-        Warning::FastPath { rule: number } => {
-            Some(format!("{}: {}", rule(number), msr_filter::FAST_PATH))
-        }
-        Warning::NoAccess { rule: number } => Some(format!(
-            "{} has no effect: it is for no kind of access",
-            rule(number)
-        )),
-        _ => None,
-    }
 }
