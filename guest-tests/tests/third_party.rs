@@ -114,8 +114,38 @@ fn the_readmes_project_is_an_msr_vmm_with_one_device_more() {
     assert!(explained.contains("device `mailbox`"), "{explained}");
     let filter = text(program, &["filter", config]);
     assert!(filter.contains("0x00000400  0x00000401"), "{filter}");
-    let completions = text(program, &["completions", "bash"]);
-    assert!(completions.contains("mailbox"), "{completions}");
+    let schema = text(program, &["config", "--schema"]);
+    assert!(schema.contains("\"mailbox\""), "{schema}");
+    let reference = text(program, &["config", "--help"]);
+    assert!(reference.contains("mailbox"), "{reference}");
+    let pages = folder.path("man");
+    text(program, &["man", pages.to_str().unwrap()]);
+    let page = fs::read_to_string(pages.join("msr-vmm.toml.5")).unwrap();
+    assert!(page.contains("mailbox"), "{page}");
+}
+
+/// The script that a shell loads asks the program itself, so that it is asked here as bash asks it.
+#[test]
+fn a_shell_completes_the_device_of_the_readmes_project() {
+    let program = program();
+    let script = text(program, &["completions", "bash"]);
+    let folder = Folder::new().unwrap();
+    let script = folder.file("completions.bash", script).unwrap();
+    // What bash does when someone types a word of a command line and TAB.
+    let typed = "source \"$1\"\nCOMP_WORDS=(mailbox-vmm devices mail)\nCOMP_CWORD=2\nCOMP_TYPE=9\n\
+                 \"$(complete -p msr-vmm | sed 's/.*-F \\([^ ]*\\).*/\\1/')\" mailbox-vmm mail devices\n\
+                 printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let output = Command::new("bash")
+        .args(["-c", typed, "bash"])
+        .arg(&script)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim(),
+        "mailbox",
+        "{error}"
+    );
 }
 
 /// Here if this host's KVM runs tiny guests, and otherwise in the outer VM.

@@ -8,7 +8,9 @@ mod console;
 mod faults;
 mod hang;
 mod hostile;
+mod kvmclock;
 mod library;
+mod loading;
 mod ports;
 mod power_button;
 mod soak;
@@ -21,7 +23,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         faults::trials(),
         hang::trials(),
         hostile::trials(),
+        kvmclock::trials(),
         library::trials(),
+        loading::trials(),
         ports::trials(),
         power_button::trials(),
         soak::trials(),

@@ -77,19 +77,20 @@ impl RegisterConfig {
         Duration::from_secs_f64(self.cache_seconds.unwrap_or(default))
     }
 
-    /// Says what the guest gets to know or to do by this register that its host may not want.
-    fn warn(&self, device: &str) {
+    /// What the guest gets to know or to do by this register that its host may not want.
+    fn warning(&self) -> Option<String> {
         let (msr, seconds) = (self.msr, self.period().as_secs_f64());
         if self.holds_energy() {
-            log::warn!(
-                "{device}: register {msr}: the guest is shown the host's energy, read every {seconds} s: that tells it of \
-                 the host's other work too, the more the shorter `cache_seconds` is"
-            );
-        } else if let Some(cpu) = self.cpu {
-            log::warn!(
-                "{device}: register {msr}: the guest can interrupt CPU {cpu} of the host, once in {seconds} s and \
-                 register at most"
-            );
+            Some(format!(
+                "register {msr}: the guest is shown the host's energy, read every {seconds} s: that tells it of the host's \
+                 other work too, the more the shorter `cache_seconds` is"
+            ))
+        } else {
+            self.cpu.map(|cpu| {
+                format!(
+                    "register {msr}: the guest can interrupt CPU {cpu} of the host, once in {seconds} s and register at most"
+                )
+            })
         }
     }
 }
@@ -121,10 +122,9 @@ impl Model for Passthrough {
         cpus.dedup();
         let write = config.register.iter().any(|register| register.write);
         let host = DevCpu::open(&cpus, write).map_err(|e| format!("register: {e}"))?;
-        config
-            .register
-            .iter()
-            .for_each(|register| register.warn(&name));
+        for warning in config.register.iter().filter_map(RegisterConfig::warning) {
+            log::warn!("{name}: {warning}");
+        }
         Self::with_host(name, config, Arc::new(host), context.clock.clone())
     }
 }

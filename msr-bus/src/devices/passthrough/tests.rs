@@ -165,3 +165,27 @@ fn a_host_without_the_files_is_named() {
         "cannot open /dev/cpu/9999/msr: No such file or directory (os error 2); the host needs the msr module (modprobe msr) and that CPU online"
     );
 }
+
+#[test]
+fn a_register_that_shows_or_disturbs_the_host_is_warned_of() {
+    let warning = |keys: &str| {
+        let register: RegisterConfig = toml::from_str(keys).unwrap();
+        register.warning().unwrap_or_default()
+    };
+    let energy = warning("msr = 0x611");
+    assert!(
+        energy.contains("0x611") && energy.contains("host's energy, read every 1 s"),
+        "{energy}"
+    );
+    // A range that an energy counter is in, more often than by default.
+    let range = warning("msr = \"0x610-0x614\"\ncache_seconds = 0.5");
+    assert!(range.contains("energy, read every 0.5 s"), "{range}");
+    let fixed = warning("msr = 0x19c\ncpu = 3");
+    assert!(
+        fixed.contains("0x19c")
+            && fixed.contains("interrupt CPU 3")
+            && fixed.contains("once in 0.001 s"),
+        "{fixed}"
+    );
+    assert_eq!(warning("msr = 0x19c"), "");
+}
