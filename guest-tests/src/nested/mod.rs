@@ -12,3 +12,4 @@ pub mod outer;
 mod qemu;
 mod trial;
 mod tsc;
+mod watch;
