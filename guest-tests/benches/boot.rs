@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use guest_tests::guest::{End, Folder, Guest, Plan, Step};
 use guest_tests::micro::{KERNEL_ADDRESS, write_kernel};
-use guest_tests::{assets, backend};
+use guest_tests::{assets, backend, pack};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, al, ax, dx};
 use msr_trace::Trace;
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         eprintln!("boot: {error}");
         return ExitCode::FAILURE;
     }
-    if let Some(status) = backend::run_elsewhere(&passed_on, assets::pack) {
+    if let Some(status) = backend::run_elsewhere(&passed_on, pack::basics) {
         return status;
     }
     match linux(if bench { 5 } else { 1 }) {

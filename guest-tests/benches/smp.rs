@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_tests::micro::{MicroError, MicroVcpu, MicroVm};
-use guest_tests::{assets, backend};
+
+use guest_tests::{backend, pack};
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
 use kvm_ioctls::MsrExitReason;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
         vec![]
     };
     if !msr_kvm::check::probe().can_run_micro_guests()
-        && let Some(status) = backend::run_elsewhere(&passed_on, assets::pack)
+        && let Some(status) = backend::run_elsewhere(&passed_on, pack::basics)
     {
         return status;
     }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use guest_tests::guest::Folder;
-use guest_tests::{assets, backend};
+use guest_tests::{assets, backend, pack};
 use msr_trace::{Answerer, Header, Kind, Reason, Record, Recorder, Recording, TraceWriter};
 use msr_vmm::VmBuilder;
 use msr_vmm::trace::{TraceObserver, monotonic};
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     if !msr_kvm::check::probe().can_run_micro_guests()
-        && let Some(status) = backend::run_elsewhere(&passed_on, assets::pack)
+        && let Some(status) = backend::run_elsewhere(&passed_on, pack::basics)
     {
         return status;
     }

@@ -1,18 +1,15 @@
 //! Where the files that tests need are, on the host and in the outer VM alike.
 //!
 //! On the host executables come from the directory that cargo built the running one in, and kernels
-//! from `target/kernels`. [`pack`] puts the same things into an outer VM under [`ROOT`], whose
+//! from `target/kernels`. [`pack`](crate::pack) puts the same things into an outer VM under [`ROOT`], whose
 //! init's job names that place in the environment variable [`ROOT_VARIABLE`].
 
 use std::env;
-use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::guest::DISK_MODULES;
-use crate::kernel::{BZIMAGE, Flavour, Kernel, KernelError, Release};
-use crate::nested::outer::OuterVm;
+use crate::kernel::{Flavour, Kernel, KernelError, Release};
 
 /// The environment variable that names the directory of packed files; unset on the host.
 pub const ROOT_VARIABLE: &str = "MSR_ASSETS";
@@ -20,43 +17,20 @@ pub const ROOT_VARIABLE: &str = "MSR_ASSETS";
 /// The directory of packed files in the outer VM.
 pub const ROOT: &str = "/assets";
 
-/// The examples that tests run.
-const EXAMPLES: &[&str] = &["smallest", "msr_device", "embed", "msr_state"];
-
-/// The modules that the Linux guests of the tests load, without their dependencies.
-const GUEST_MODULES: &[&str] = &["msr", "cpuid", "button", "virtio-rng"];
-
-/// The tools of e2fsprogs that tests use.
-const FILE_SYSTEM_TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
-
 /// The directory of the Debian root file system, under `target`.
 const ROOTFS: &str = "rootfs/bookworm";
 
 /// The environment variable that names the root disk's block device in the outer VM.
-const ROOTFS_VARIABLE: &str = "MSR_ROOTFS";
+pub(crate) const ROOTFS_VARIABLE: &str = "MSR_ROOTFS";
 
 /// The directory of the root file system of programs that read MSRs, under `target`.
 const CLIENTS: &str = "clients/trixie";
 
 /// The directory of Firecracker CPU templates in the outer VM, under [`ROOT`].
-const TEMPLATES: &str = "templates";
+pub(crate) const TEMPLATES: &str = "templates";
 
 /// The environment variable that names its block device in the outer VM.
-const CLIENTS_VARIABLE: &str = "MSR_CLIENTS";
-
-/// The same for guests of the full kernel.
-const FULL_GUEST_MODULES: &[&str] = &[
-    "msr",
-    "cpuid",
-    "intel_rapl_msr",
-    "x86_pkg_temp_thermal",
-    "coretemp",
-    "virtio_mmio",
-    "virtio_blk",
-    // ext4 asks for it by what it does, which is no dependency.
-    "crc32c_generic",
-    "ext4",
-];
+pub(crate) const CLIENTS_VARIABLE: &str = "MSR_CLIENTS";
 
 /// A file of a Debian package that guests have.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +69,7 @@ const LIBC: &str = "libc6";
 const LOADER: &str = "ld-linux-x86-64.so.2";
 
 /// A program that tests run themselves.
-const HOST_TOOL: (&str, &str) = ("iucode-tool", "iucode_tool");
+pub(crate) const HOST_TOOL: (&str, &str) = ("iucode-tool", "iucode_tool");
 
 /// Why a file that tests need cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -285,148 +259,6 @@ pub fn executable(name: &str) -> Result<PathBuf, AssetError> {
     }
 }
 
-/// Puts into an outer VM all that tests ask this module for.
-pub fn pack(vm: &mut OuterVm) -> Result<(), AssetError> {
-    for path in [guest_init()?, executable("disk-init")?, msr_vmm()?] {
-        // Both were found by name.
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        vm.file(format!("{ROOT}/bin/{name}"), path);
-    }
-    for name in EXAMPLES {
-        // Without it, the one test that needs it says so.
-        if let Ok(path) = example(name) {
-            vm.file(format!("{ROOT}/bin/examples/{name}"), path);
-        }
-    }
-    let modules = [GUEST_MODULES, DISK_MODULES].concat();
-    pack_kernel(vm, Release::Bookworm, Flavour::Cloud, &kernel()?, &modules)?;
-    for name in FILE_SYSTEM_TOOLS {
-        let tool = file_system_tool(name)?;
-        for path in libraries(&tool)?.into_iter().chain([tool]) {
-            vm.file(path.to_string_lossy(), &path);
-        }
-    }
-    for file in templates()
-        .iter()
-        .flat_map(fs::read_dir)
-        .flatten()
-        .flatten()
-    {
-        let name = file.file_name().to_string_lossy().into_owned();
-        vm.file(format!("{ROOT}/{TEMPLATES}/{name}"), file.path());
-    }
-    // Without it, the one test that needs it says so.
-    if let Ok(image) = rootfs() {
-        vm.disk(image).env(ROOTFS_VARIABLE, "/dev/vda");
-    }
-    vm.env(ROOT_VARIABLE, ROOT);
-    Ok(())
-}
-
-/// The same, and the cloud kernels of all releases.
-pub fn pack_releases(vm: &mut OuterVm) -> Result<(), AssetError> {
-    pack(vm)?;
-    for release in Release::ALL {
-        if release != Release::Bookworm {
-            pack_unpacked(vm, release, Flavour::Cloud, GUEST_MODULES)?;
-        }
-    }
-    Ok(())
-}
-
-/// The same, and the full kernels with Debian's tools.
-pub fn pack_full(vm: &mut OuterVm) -> Result<(), AssetError> {
-    pack_releases(vm)?;
-    for release in Release::ALL {
-        pack_unpacked(vm, release, Flavour::Full, FULL_GUEST_MODULES)?;
-    }
-    let guest_tools = GUEST_TOOLS.iter().map(|tool| tool.file);
-    for file in guest_tools.chain([HOST_TOOL.1]) {
-        vm.file(format!("{ROOT}/tools/{file}"), tool(file)?);
-    }
-    Ok(())
-}
-
-/// The same, and the root file system of programs that read MSRs.
-pub fn pack_clients(vm: &mut OuterVm) -> Result<(), AssetError> {
-    pack_full(vm)?;
-    // Disks have their names by order: [`pack`] packs the first where there is one.
-    let name = if rootfs().is_ok() {
-        "/dev/vdb"
-    } else {
-        "/dev/vda"
-    };
-    vm.disk(clients()?).env(CLIENTS_VARIABLE, name);
-    Ok(())
-}
-
-/// Packs a kernel whose image is unpacked first: an emulated CPU takes half a minute for the xz of 6.1 and some seconds for
-/// the zstd of 6.12, which this one does in one. The bzImage of a cloud kernel comes along, for tests of it.
-fn pack_unpacked(
-    vm: &mut OuterVm,
-    release: Release,
-    flavour: Flavour,
-    modules: &[&str],
-) -> Result<(), AssetError> {
-    let kernel = kernel_of(release, flavour)?;
-    if flavour == Flavour::Cloud {
-        let packed = format!("{ROOT}/kernels/{release}/{}/{BZIMAGE}", flavour.name());
-        vm.file(packed, kernel.image());
-    }
-    let elf = kernel.with_image(unpacked(kernel.image())?);
-    pack_kernel(vm, release, flavour, &elf, modules)
-}
-
-/// The ELF in a kernel image, kept beside it for the next time.
-fn unpacked(image: &Path) -> Result<PathBuf, AssetError> {
-    let failed = |reason: &dyn Display| AssetError::Unpack {
-        path: image.to_owned(),
-        reason: reason.to_string(),
-    };
-    let changed = |path: &Path| fs::metadata(path).and_then(|m| m.modified());
-    let elf = image.with_extension("elf");
-    if let (Ok(before), Ok(after)) = (changed(image), changed(&elf))
-        && before <= after
-    {
-        return Ok(elf);
-    }
-    let bytes = fs::read(image).map_err(|error| failed(&error))?;
-    let bytes = msr_vmm::boot::unpack(&bytes).map_err(|error| failed(&error))?;
-    // Under its name only when it is whole: another test run may look for it now.
-    let partial = image.with_extension(format!("elf.{}", std::process::id()));
-    fs::write(&partial, bytes)
-        .and_then(|()| fs::rename(&partial, &elf))
-        .map_err(|error| failed(&error))?;
-    Ok(elf)
-}
-
-fn pack_kernel(
-    vm: &mut OuterVm,
-    release: Release,
-    flavour: Flavour,
-    kernel: &Kernel,
-    modules: &[&str],
-) -> Result<(), AssetError> {
-    let directory = format!("{ROOT}/kernels/{release}/{}", flavour.name());
-    vm.file(format!("{directory}/vmlinuz"), kernel.image());
-    vm.contents(format!("{directory}/version"), kernel.version());
-    let built_in = kernel.modules_directory().join("modules.builtin");
-    if built_in.exists() {
-        vm.file(format!("{directory}/modules/modules.builtin"), built_in);
-    }
-    for module in kernel.modules(modules)? {
-        vm.contents(
-            format!("{directory}/modules/{}.ko", module.name),
-            module.elf,
-        );
-    }
-    Ok(())
-}
-
 /// The Debian root file system that `resources/make-rootfs.sh` makes: the image on the host, and a
 /// disk that may be written to in the outer VM.
 pub fn rootfs() -> Result<PathBuf, AssetError> {
@@ -474,22 +306,6 @@ pub fn file_system_tool(name: &str) -> Result<PathBuf, AssetError> {
         .map(|directory| directory.join(name))
         .find(|tool| tool.is_file())
         .ok_or_else(|| AssetError::NoFileSystemTool(name.to_owned()))
-}
-
-/// The shared libraries of an executable, and what loads them, as ldd lists them.
-fn libraries(path: &Path) -> Result<Vec<PathBuf>, AssetError> {
-    let failed = |reason| AssetError::Linked {
-        path: path.to_owned(),
-        reason,
-    };
-    let output = Command::new("ldd").arg(path).output();
-    let output = output.map_err(|error| failed(format!("ldd: {error}")))?;
-    if !output.status.success() {
-        return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let paths = text.split_whitespace().filter(|word| word.starts_with('/'));
-    Ok(paths.map(PathBuf::from).collect())
 }
 
 /// The directory that cargo and the scripts of `resources` build into: `CARGO_TARGET_DIR`, or `target`.

@@ -9,7 +9,8 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use crate::assets::{self, AssetError};
-use crate::nested::outer::{OuterError, OuterVm};
+use crate::nested::error::OuterError;
+use crate::nested::outer::OuterVm;
 
 /// Set to `1` by [`run_in_outer_vm`] for what runs there.
 const IN_OUTER_VM: &str = "MSR_OUTER_VM";
@@ -109,7 +110,7 @@ pub fn failure(error: &BackendError) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Puts files into an outer VM: [`assets::pack`] or [`assets::pack_full`].
+/// Puts files into an outer VM: [`crate::pack`] has them.
 pub type Pack = fn(&mut OuterVm) -> Result<(), AssetError>;
 
 /// Runs this executable in the outer VM, with what `pack` packs at hand, and returns its exit code.

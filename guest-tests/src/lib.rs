@@ -2,7 +2,7 @@
 //!
 //! - [`backend`] decides where a KVM test runs: here, or in the [`nested`] outer VM.
 //! - [`guest`] is what a Linux guest of the tests does, step by step, and what it reports.
-//! - [`kernel`] and [`assets`] find kernels, modules and executables in either place.
+//! - [`kernel`] and [`assets`] find kernels, modules and executables in either place; [`pack`] takes them there.
 
 pub mod assets;
 pub mod backend;
@@ -11,3 +11,4 @@ pub mod init;
 pub mod kernel;
 pub mod micro;
 pub mod nested;
+pub mod pack;

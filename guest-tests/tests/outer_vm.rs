@@ -13,7 +13,8 @@ use guest_tests::guest::{digest, functions_digest};
 use guest_tests::init;
 use guest_tests::kernel::{Flavour, Release};
 use guest_tests::nested::control::STUCK;
-use guest_tests::nested::outer::{OuterError, OuterVm};
+use guest_tests::nested::error::OuterError;
+use guest_tests::nested::outer::OuterVm;
 use libtest_mimic::{Arguments, Failed, Trial};
 use msr_trace::symbols::Symbols;
 

@@ -25,6 +25,28 @@ pub struct FilterLayer {
     pub filter: FilterConfig,
 }
 
+impl FilterLayer {
+    /// The sources of the rules that [`FilterSpec::from`] makes of the filter, in their order.
+    fn sources(&self) -> Vec<RuleSource> {
+        let rules = (1..).zip(&self.filter.rules);
+        rules
+            .flat_map(|(number, rule)| rule.msrs.iter().map(move |_| (number, rule.reason.clone())))
+            .map(|(number, reason)| {
+                if self.name.is_empty() {
+                    RuleSource::User { number, reason }
+                } else {
+                    let layer = self.name.clone();
+                    RuleSource::Layer {
+                        layer,
+                        number,
+                        reason,
+                    }
+                }
+            })
+            .collect()
+    }
+}
+
 /// An allow rule of one layer that another layer denies, in part at least.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostRule {
@@ -64,7 +86,7 @@ impl From<&FilterLayer> for Layer {
         Self {
             name: layer.name.clone(),
             spec: FilterSpec::from(&layer.filter),
-            sources: RuleSource::of_layer(layer),
+            sources: layer.sources(),
         }
     }
 }

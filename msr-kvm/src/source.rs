@@ -4,8 +4,6 @@ use std::fmt;
 
 use msr_filter::{FilterSpec, MsrRange, RangeSummary, Suggestion};
 
-use crate::layers::FilterLayer;
-
 /// Where a rule of the filter comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuleSource {
@@ -38,26 +36,6 @@ pub enum RuleSource {
 }
 
 impl RuleSource {
-    /// The sources of the rules that [`FilterSpec::from`] makes of a layer's filter, in their order.
-    pub(crate) fn of_layer(layer: &FilterLayer) -> Vec<Self> {
-        let rules = (1..).zip(&layer.filter.rules);
-        rules
-            .flat_map(|(number, rule)| rule.msrs.iter().map(move |_| (number, rule.reason.clone())))
-            .map(|(number, reason)| {
-                if layer.name.is_empty() {
-                    Self::User { number, reason }
-                } else {
-                    let layer = layer.name.clone();
-                    Self::Layer {
-                        layer,
-                        number,
-                        reason,
-                    }
-                }
-            })
-            .collect()
-    }
-
     /// What the rule's author says it is for.
     pub fn reason(&self) -> Option<&str> {
         match self {

@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
+use crate::error::ReadError;
 use crate::format::block::{Content, FRAME};
 use crate::format::encode::Decoder;
 use crate::format::preamble;
 use crate::header::Header;
 use crate::note::Note;
-use crate::read::{ReadError, next_block};
+use crate::read::next_block;
 use crate::record::Record;
 
 /// Reads a trace as it grows. Records come block by block: in order within a stream, and between streams to within

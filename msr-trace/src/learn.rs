@@ -18,8 +18,9 @@ use msr_filter::MsrRange;
 pub use check::{Check, Denied};
 pub use profile::{Conflict, Profile};
 
+use crate::error::ReadError;
 use crate::header::OBSERVER;
-use crate::read::{ReadError, Trace};
+use crate::read::Trace;
 use crate::record::{Answerer, Kind, Record};
 use crate::symbols::{Place, Symbols};
 

@@ -32,6 +32,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod error;
 mod follow;
 pub mod format;
 mod header;
@@ -52,11 +53,12 @@ pub mod export;
 #[cfg(feature = "report")]
 pub mod report;
 
+pub use error::ReadError;
 pub use follow::Follower;
 pub use header::{Claim, Header, Host, Kernel, NotSeen, OBSERVER, Policy, PolicyRule};
 pub use note::Note;
 pub use query::{AnswererClass, Query, Selection};
-pub use read::{Ending, ReadError, Records, Trace};
+pub use read::{Ending, Records, Trace};
 pub use record::{Answerer, Kind, Reason, Record, Source};
 pub use recorder::{RING, Recorder, Recording, Summary};
 pub use row::{Csv, Row, RowMaker, caller};

@@ -8,11 +8,12 @@ use std::time::Instant;
 use guest_tests::assets;
 use guest_tests::backend;
 use guest_tests::guest::{Guest, Plan, Step};
+use guest_tests::pack;
 
 const CONFIG: &str = include_str!("../../../resources/demo.toml");
 
 fn main() -> ExitCode {
-    if let Some(status) = backend::run_elsewhere(&[], assets::pack) {
+    if let Some(status) = backend::run_elsewhere(&[], pack::basics) {
         return status;
     }
     match boot() {

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use guest_tests::assets;
 use guest_tests::nested::outer::OuterVm;
+use guest_tests::pack;
 
 const USAGE: &str = "usage: run-nested [--file GUEST=HOST]... PROGRAM [ARGUMENT]...";
 
@@ -60,6 +61,6 @@ fn run(
     for (guest, host) in files {
         vm.file(guest, host);
     }
-    assets::pack(&mut vm)?;
+    pack::basics(&mut vm)?;
     Ok(vm.run(&assets::outer_kernel()?)?)
 }

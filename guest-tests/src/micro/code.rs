@@ -4,10 +4,18 @@ use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};
 
 use super::record::Record;
-use super::registers::Mode;
 
 /// The port whose OUT ends a run. HLT would wait in the kernel where the APIC is there.
 pub const DONE_PORT: u16 = 0x10;
+
+/// The mode a guest runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// 16-bit code, on the first vCPU. Upper halves of registers are out of its sight.
+    Real,
+    /// 64-bit code with paging.
+    Long,
+}
 
 /// The assembled guest.
 #[derive(Clone, Debug)]

@@ -10,10 +10,11 @@ use msr_kvm::VcpuMsrs;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::code::AccessLoop;
+use super::code::Mode;
 use super::error::{MicroError, kvm};
 use super::memory;
 use super::record::Op;
-use super::registers::{self, Mode};
+use super::registers;
 use super::vcpu::{MicroVcpu, Run};
 
 /// Says what a VM is to be like.

@@ -3,8 +3,7 @@
 use msr_kvm::check::tiny_guest;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::code::AccessLoop;
-use super::registers::Mode;
+use super::code::{AccessLoop, Mode};
 
 pub(super) const IVT: u64 = 0;
 pub(super) const CODE: u64 = tiny_guest::TABLES_END;

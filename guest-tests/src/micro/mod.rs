@@ -24,10 +24,10 @@ mod record;
 mod registers;
 mod vcpu;
 
+pub use code::Mode;
 pub use code::{AccessLoop, DONE_PORT};
 pub use error::MicroError;
 pub use kernel::{KERNEL_ADDRESS, write_kernel};
 pub use machine::{Builder, MicroVm};
 pub use record::{Fault, Op, Outcome, Seen};
-pub use registers::Mode;
 pub use vcpu::{MicroVcpu, Run};

@@ -5,15 +5,6 @@ use msr_kvm::check::tiny_guest;
 
 use super::memory;
 
-/// The mode a guest runs in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// 16-bit code, on the first vCPU. Upper halves of registers are out of its sight.
-    Real,
-    /// 64-bit code with paging.
-    Long,
-}
-
 /// Flat real mode below 64 KiB, but for DS, which starts at the table of accesses.
 pub(super) fn real(sregs: &mut kvm_sregs) {
     tiny_guest::enter_real_mode(sregs);

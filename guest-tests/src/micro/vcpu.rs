@@ -6,10 +6,10 @@ use msr_kvm::{Answered, VcpuMsrs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::code::DONE_PORT;
+use super::code::Mode;
 use super::error::{MicroError, kvm};
 use super::memory;
 use super::record::{Op, Record, Seen};
-use super::registers::Mode;
 
 /// A guest's run, seen from both sides.
 #[derive(Clone, Debug, Default)]

@@ -8,6 +8,7 @@
 pub mod choice;
 pub mod control;
 pub mod cpio;
+pub mod error;
 pub mod outer;
 mod qemu;
 mod trial;

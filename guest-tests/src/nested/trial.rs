@@ -10,7 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::choice::{Choice, Reason};
-use super::outer::{OuterError, OuterVm};
+use super::error::OuterError;
+use super::outer::OuterVm;
 use super::watch::Progress;
 use crate::assets;
 use crate::guest::{COMMAND_LINE, Initrd, Plan, Step};

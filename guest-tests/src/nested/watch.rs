@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::control::Event;
-use super::outer::OuterError;
+use super::error::OuterError;
 use super::qemu::Qemu;
 
 /// What happens to what the program writes.

@@ -14,6 +14,7 @@ use std::thread;
 use guest_tests::assets;
 use guest_tests::backend::{self, Backend, Pack};
 use guest_tests::kernel::{Kernel, Release};
+use guest_tests::pack;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 mod cli;
@@ -156,14 +157,14 @@ impl Job {
         };
         // Kernels are large; what does without one starts sooner.
         let pack = if any(&|name| name.starts_with(clients::PREFIX)) {
-            assets::pack_clients
+            pack::clients
         } else if any(&|name| name.starts_with(devices::PREFIX) || name.starts_with(trace::PREFIX))
         {
-            assets::pack_full
+            pack::full
         } else if any(&|name| name.contains(&format!("::{}::", Release::Trixie))) {
-            assets::pack_releases
+            pack::releases
         } else {
-            assets::pack
+            pack::basics
         };
         let mut passed_on = backend::harness_arguments(env::args().skip(1));
         passed_on.extend(prefix);

@@ -3,8 +3,8 @@
 use std::io::{self, Read, Write};
 
 use super::{MAGIC, MAX_HEADER, MAX_VCPUS, VERSION};
+use crate::error::ReadError;
 use crate::header::Header;
-use crate::read::ReadError;
 
 /// Magic, version, the header's length and its checksum.
 const FIXED: usize = 8 + 4 + 4 + 4;

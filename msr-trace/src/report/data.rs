@@ -6,7 +6,8 @@ use std::io::{Read, Seek};
 use msr_filter::{fields, names};
 use serde::Serialize;
 
-use crate::read::{Ending, ReadError, Trace};
+use crate::error::ReadError;
+use crate::read::{Ending, Trace};
 use crate::record::{Kind, Record};
 use crate::symbols::Symbols;
 use crate::totals::Totals;

@@ -11,7 +11,8 @@ use std::io::{Read, Seek};
 
 pub use data::{BINS, POINTS};
 
-use crate::read::{ReadError, Trace};
+use crate::error::ReadError;
+use crate::read::Trace;
 use crate::symbols::Symbols;
 
 const PAGE: &str = include_str!("page.html");

@@ -56,8 +56,13 @@ fn yes() -> bool {
     true
 }
 
+/// What IA32_MISC_ENABLE holds after reset.
+///
+/// Linux's start-up code reads the register before it can survive a #GP, and needs bit 34 clear.
+pub(super) const MISC_ENABLE_RESET: u64 = 1 << 0 | 1 << 3 | 1 << 11 | 1 << 12 | 1 << 16;
+
 fn default_misc_enable() -> U64 {
-    U64(super::intel::MISC_ENABLE_RESET)
+    U64(MISC_ENABLE_RESET)
 }
 
 /// Frequencies as the ratios of the registers, in steps of `step` MHz.

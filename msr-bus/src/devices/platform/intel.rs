@@ -45,8 +45,6 @@ const TURBO_OFF: u64 = 1 << 38;
 /// trace (11) and precise event sampling (12) unavailable are read-only, and MONITOR (18), limited CPUID
 /// (22) and no execute-disable (34) would change what CPUID shows, which is not in the device's hands.
 const FIXED: u64 = 1 << 7 | 1 << 11 | 1 << 12 | 1 << 18 | 1 << 22 | 1 << 34;
-/// Linux's start-up code reads the register before it can survive a #GP, and needs bit 34 clear.
-pub(super) const MISC_ENABLE_RESET: u64 = 1 << 0 | 1 << 3 | 1 << 11 | 1 << 12 | 1 << 16;
 
 /// The version of [`State`].
 const VERSION: u32 = 1;

@@ -17,6 +17,7 @@
 mod config;
 mod energy;
 mod limits;
+mod meter;
 mod powercap;
 #[cfg(test)]
 mod tests;
@@ -26,8 +27,9 @@ use serde::{Deserialize, Serialize};
 
 use self::config::Units;
 pub use self::config::{Config, Domain, Source};
-use self::energy::{EnergySource, EnergyState, Meter, Power, PowerModel, counter};
+use self::energy::{EnergySource, EnergyState, Power, PowerModel, counter};
 use self::limits::Limit;
+use self::meter::Meter;
 use self::powercap::Powercap;
 use super::host;
 use crate::{

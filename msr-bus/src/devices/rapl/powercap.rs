@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::energy::Meter;
+use super::meter::Meter;
 use crate::devices::host;
 use crate::devices::monotonic_clock::{ClockState, MonotonicClock};
 use crate::{DeviceContext, RestoreError, Topology};

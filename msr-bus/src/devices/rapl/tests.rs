@@ -7,7 +7,8 @@ use std::{fs, io};
 
 use proptest::prelude::*;
 
-use super::energy::{Meter, counter};
+use super::energy::counter;
+use super::meter::Meter;
 use super::powercap::{self, Counter, Powercap, Zone};
 use super::*;
 use crate::devices::fixture::{Fixture, config};
