@@ -133,7 +133,7 @@ fn a_shell_completes_the_device_of_the_readmes_project() {
     let script = folder.file("completions.bash", script).unwrap();
     // What bash does when someone types a word of a command line and TAB.
     let typed = "source \"$1\"\nCOMP_WORDS=(mailbox-vmm devices mail)\nCOMP_CWORD=2\nCOMP_TYPE=9\n\
-                 \"$(complete -p msr-vmm | sed 's/.*-F \\([^ ]*\\).*/\\1/')\" mailbox-vmm mail devices\n\
+                 \"$(complete -p mailbox-vmm | sed 's/.*-F \\([^ ]*\\).*/\\1/')\" mailbox-vmm mail devices\n\
                  printf '%s\\n' \"${COMPREPLY[@]}\"";
     let output = Command::new("bash")
         .args(["-c", typed, "bash"])

@@ -5,6 +5,7 @@
 //! ```
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
@@ -28,7 +29,7 @@ fn vcpu(kvm: &Kvm, page: &mut Page) -> Result<(VmFd, VcpuFd), Box<dyn Error>> {
         userspace_addr: page.0.as_mut_ptr() as u64,
         ..Default::default()
     };
-    // SAFETY: the page is mapped, and `main` keeps it until the vCPU is gone.
+    // SAFETY: the page is mapped, and `run` keeps it until the vCPU is gone.
     unsafe { vm.set_user_memory_region(region)? };
     let vcpu = vm.create_vcpu(0)?;
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
@@ -39,7 +40,17 @@ fn vcpu(kvm: &Kvm, page: &mut Page) -> Result<(VmFd, VcpuFd), Box<dyn Error>> {
     Ok((vm, vcpu))
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("msr_state: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let kvm = Kvm::new()?;
     let (mut page, mut other) = (Page([0; 4096]), Page([0; 4096]));
     let (_vm, mut first) = vcpu(&kvm, &mut page)?;

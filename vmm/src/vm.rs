@@ -225,3 +225,16 @@ impl Vm {
         RunningVm::start(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kvm_that_cannot_be_opened_is_told_with_its_remedy() {
+        let error = |errno| VmError::Open(kvm_ioctls::Error::new(errno)).to_string();
+        assert!(error(libc::EACCES).contains("usermod -aG kvm"));
+        assert!(error(libc::ENOENT).contains("modprobe kvm_intel"));
+        assert!(error(libc::EBUSY).contains("msr-vmm check"));
+    }
+}

@@ -144,6 +144,19 @@ fn rules_without_effect_are_told_by_their_place() {
 }
 
 #[test]
+fn a_denied_write_of_the_deadline_timer_is_told_to_reach_some_kernels_all_the_same() {
+    let config = ConfigFile::new(
+        "deadline",
+        "[[msr.filter.rule]]\nmsrs = [\"IA32_TSC_DEADLINE\"]\naccess = \"w\"\nverdict = \"deny\"\n",
+    );
+    let warned = "writes of IA32_TSC_DEADLINE (0x6e0) are denied, and KVM on Intel may take them all the same";
+    let text = stdout(&["filter", config.path()]);
+    assert!(text.contains(warned), "{text}");
+    let text = stdout(&["explain", "0x6e0", "--config", config.path()]);
+    assert!(text.contains("KVM on Intel may take"), "{text}");
+}
+
+#[test]
 fn explain_says_who_answers_a_read_and_a_write_and_which_rule_made_it_so() {
     let config = ConfigFile::new("explain", CONFIG);
     let explain = |msr: &str| {
@@ -305,7 +318,7 @@ fn what_is_to_be_said_of_many_ranges_of_a_rule_is_said_once() {
         .collect();
     let ranges = ranges.join(", ");
     let shadowed = ConfigFile::new(
-        "shadowed",
+        "shadowed-many",
         &format!(
             "[[msr.filter.rule]]\nmsrs = [{ranges}]\nverdict = \"allow\"\n\
              [[msr.filter.rule]]\nmsrs = [{ranges}]\nverdict = \"deny\"\n"
@@ -317,7 +330,22 @@ fn what_is_to_be_said_of_many_ranges_of_a_rule_is_said_once() {
                     first rule 1 on 0x400";
     assert_eq!(warnings, [expected]);
 
-    // A device in each bitmap needs a range there, and the rule all others.
+    let above = ConfigFile::new(
+        "above",
+        &format!("[[msr.filter.rule]]\nmsrs = [{ranges}]\nverdict = \"allow\"\n"),
+    );
+    let text = stdout(&["filter", above.path(), "--model", "zen3-server"]);
+    let lost: Vec<&str> = text
+        .lines()
+        .filter(|l| l.contains("stays denied"))
+        .collect();
+    assert!((1..=4).contains(&lost.len()), "{text}");
+    assert!(
+        lost[0].contains("rule 1 allows ") && lost[0].contains(" ranges in 0x"),
+        "{text}"
+    );
+
+    // Each range of the rule is in a bitmap of its own.
     let spread: Vec<String> = (1..=400).map(|i| format!("\"{:#x}\"", i << 16)).collect();
     let spread = spread.join(", ");
     let rule = format!("[[msr.filter.rule]]\nmsrs = [{spread}]\nverdict = \"deny\"\n");
@@ -489,6 +517,18 @@ fn what_cannot_be_is_named_with_the_way_out() {
         "twice",
         "[[vm.disk]]\npath = \"d\"\n[[vm.disk]]\npath = \"d\"\n",
     );
+    let misspelt = ConfigFile::new("misspelt", r#"{"msr_modifers": []}"#);
+    let empty_list = ConfigFile::new("empty-list", "[]");
+    let says_nothing = ConfigFile::new(
+        "says-nothing",
+        r#"{"cpuid_modifiers": [], "msr_modifiers": []}"#,
+    );
+    let register = r#"{"addr": "0x8b", "bitmap": "0b1"}"#;
+    let two = ConfigFile::new(
+        "two",
+        &format!(r#"{{"msr_modifiers": [{register}, {register}]}}"#),
+    );
+    let empty = ConfigFile::new("empty", "");
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
     for (arguments, words) in [
         (&["run", "--memory", "64k"][..], &["64k", "at least 2M"][..]),
@@ -514,6 +554,20 @@ fn what_cannot_be_is_named_with_the_way_out() {
             &["cannot read /nonexistent"],
         ),
         (&["filter", "/"], &["cannot read /: "]),
+        (
+            &["import", "firecracker", misspelt.path()],
+            &["msr_modifers", "msr_modifiers"],
+        ),
+        (
+            &["import", "firecracker", empty_list.path()],
+            &[empty_list.path()],
+        ),
+        (
+            &["import", "firecracker", says_nothing.path()],
+            &[says_nothing.path()],
+        ),
+        (&["import", "firecracker", two.path()], &["0x8b"]),
+        (&["import", "bochs", empty.path()], &[empty.path()]),
     ] {
         let error = refusal(arguments);
         assert_eq!(

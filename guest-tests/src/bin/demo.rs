@@ -68,7 +68,12 @@ fn boot() -> Result<ExitCode, Box<dyn Error>> {
     let kernel = assets::kernel()?;
     eprintln!("demo: booting {} under msr-vmm", kernel.version());
     let guest = Guest::with_kernel(&kernel, CONFIG, plan())?;
-    let status = guest.argument("--msr-stats").shown().run()?.status;
+    let outcome = guest.argument("--msr-stats").shown().run()?;
+    // A newcomer reads what the kernel says, and a machine by the book gives it nothing to say.
+    if let Some(line) = outcome.console.lines().find(|line| line.contains("Fatal")) {
+        return Err(format!("the guest's kernel says: {line}").into());
+    }
+    let status = outcome.status;
     eprintln!(
         "demo: guest ended, {:.1} s ({status})",
         started.elapsed().as_secs_f32()

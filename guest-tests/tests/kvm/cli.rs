@@ -1,7 +1,7 @@
 //! `msr-vmm` as a person meets it: wrong input, signals, the terminal.
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -176,6 +176,27 @@ fn wrong_input() -> Result<(), Failed> {
 
 /// An error is a sentence, and not the dump of a Rust value.
 fn examples() -> Result<(), Failed> {
+    // It takes no arguments, and fails where no file can be opened.
+    let mut command = Command::new(assets::example("msr_state")?);
+    // SAFETY: setrlimit is async-signal-safe and reads one value.
+    unsafe {
+        command.pre_exec(|| {
+            let none = libc::rlimit {
+                rlim_cur: 3,
+                rlim_max: 3,
+            };
+            match libc::setrlimit(libc::RLIMIT_NOFILE, &none) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        })
+    };
+    let output = command.output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() != Some(1) || stderr != "msr_state: Too many open files (os error 24)\n"
+    {
+        return Err(format!("msr_state: {}\n{stderr}", output.status).into());
+    }
     for name in ["smallest", "msr_device"] {
         for (arguments, error) in [
             (&[][..], "no kernel given"),

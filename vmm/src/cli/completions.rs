@@ -56,15 +56,11 @@ pub(crate) fn print(shell: Shell) -> Result<(), Failure> {
         0 | 1 => program.to_owned(),
         _ => std::path::absolute(program).map_err(Failure::fault)?,
     };
+    // A program with devices of its own has a name of its own.
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
     let mut script = Vec::new();
     completer
-        .write_registration(
-            ASKED,
-            "msr-vmm",
-            "msr-vmm",
-            &program.to_string_lossy(),
-            &mut script,
-        )
+        .write_registration(ASKED, &name, &name, &program.to_string_lossy(), &mut script)
         .map_err(Failure::fault)?;
     super::print(&String::from_utf8_lossy(&script))
 }

@@ -60,7 +60,8 @@ pub(crate) fn import(args: &ImportArgs, models: &[DeviceModel]) -> Result<(), Fa
         }
         Err(error) if args.strict => return Err(Failure::fault(VmError::Open(error))),
         Err(error) => imported.notes.push(format!(
-            "Nobody has asked a KVM whether it offers all of this: cannot open /dev/kvm: {error}."
+            "Nobody has asked a KVM whether it offers all of this: {}.",
+            VmError::Open(error)
         )),
     }
     match &args.output {

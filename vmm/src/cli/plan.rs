@@ -62,9 +62,7 @@ pub(crate) fn warnings(plan: &MsrPlan, vendor: Option<CpuVendor>) -> Vec<String>
         };
         warnings.extend(rule_warnings::in_words(&rules, spec.warnings()));
     }
-    for lost in &plan.lost {
-        warnings.push(lost.to_string());
-    }
+    warnings.extend(rule_warnings::lost_in_words(&plan.lost));
     // What a device answers is not missing.
     let unanswered = |missing: Vec<(u32, Access)>| -> Vec<(u32, Access)> {
         let answered = |index: u32| plan.bus.device(index).is_some();

@@ -1,7 +1,8 @@
 //! Warnings about rules, in words. A rule of a file may list hundreds of ranges, each of which is a rule of the filter:
 //! what is to be said of several of them is said once.
 
-use msr_filter::{MsrRange, RangeSummary, Rule, Warning};
+use msr_filter::{Access, MsrRange, RangeSummary, Rule, Warning};
+use msr_kvm::{LostRule, RuleSource};
 
 /// What is wrong with ranges of a rule.
 #[derive(PartialEq)]
@@ -74,5 +75,27 @@ pub(super) fn in_words(rules: &[(Rule, String)], warnings: Vec<Warning>) -> Vec<
     let words = told.iter();
     words
         .map(|(source, fault, ranges, ignored)| fault.in_words(source, ranges, ignored))
+        .collect()
+}
+
+/// What of the layers' rules others deny.
+pub(super) fn lost_in_words(lost: &[LostRule]) -> Vec<String> {
+    let mut told: Vec<(&RuleSource, &RuleSource, Access, Vec<MsrRange>)> = Vec::new();
+    for lost in lost {
+        let (rule, by, access) = (&lost.rule, &lost.by, lost.access);
+        let like = told
+            .iter_mut()
+            .find(|(r, b, a, _)| (*r, *b, *a) == (rule, by, access));
+        match like {
+            Some((.., ranges)) => ranges.push(lost.msrs),
+            None => told.push((rule, by, access, vec![lost.msrs])),
+        }
+    }
+    let words = told.iter();
+    words
+        .map(|(rule, by, access, ranges)| {
+            let msrs = RangeSummary(ranges);
+            format!("{rule} allows {msrs} ({access}), which {by} denies: what one layer denies stays denied")
+        })
         .collect()
 }

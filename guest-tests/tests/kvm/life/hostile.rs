@@ -17,6 +17,7 @@ pub(super) fn trials() -> Vec<Trial> {
         a_microcode_update_of_the_largest_size_holds_up_no_pause,
         a_vm_of_a_program_that_blocks_every_signal_pauses_and_ends,
         a_guest_that_hammers_the_reset_port_ends_once,
+        a_guest_that_hammers_its_power_off_ends_once,
     )
 }
 
@@ -107,12 +108,32 @@ fn a_microcode_update_of_the_largest_size_holds_up_no_pause() -> Result<(), Fail
 }
 
 fn a_guest_that_hammers_the_reset_port_ends_once() -> Result<(), Failed> {
+    match hammer(layout::ACPI_RESET, u32::from(layout::ACPI_RESET_VALUE))? {
+        ShutdownReason::Reset => Ok(()),
+        other => Err(format!("{other:?}").into()),
+    }
+}
+
+fn a_guest_that_hammers_its_power_off_ends_once() -> Result<(), Failed> {
+    let off = 1 << 13 | u32::from(layout::ACPI_S5_SLEEP_TYPE) << 10;
+    match hammer(layout::PM1A_CONTROL, off)? {
+        ShutdownReason::PowerOff => Ok(()),
+        other => Err(format!("{other:?}").into()),
+    }
+}
+
+/// Why a guest ended that writes this to the port for ever, of which one reason was kept. The port is one or two bytes wide.
+fn hammer(port: u16, value: u32) -> Result<ShutdownReason, Failed> {
     let mut kernel = TinyKernel::new()?;
     let mut again = kernel.0.create_label();
-    kernel.0.mov(dx, u32::from(layout::ACPI_RESET))?;
-    kernel.0.mov(al, u32::from(layout::ACPI_RESET_VALUE))?;
+    kernel.0.mov(dx, u32::from(port))?;
+    kernel.0.mov(eax, value)?;
     kernel.0.set_label(&mut again)?;
-    kernel.0.out(dx, al)?;
+    if value > 0xff {
+        kernel.0.out(dx, ax)?;
+    } else {
+        kernel.0.out(dx, al)?;
+    }
     kernel.0.jmp(again)?;
     let vm = start(&mut kernel, "")?;
     thread::sleep(Duration::from_secs(1));
@@ -121,10 +142,7 @@ fn a_guest_that_hammers_the_reset_port_ends_once() -> Result<(), Failed> {
     if kept != 1 {
         return Err(format!("{kept} reasons were kept").into());
     }
-    match vm.wait() {
-        ShutdownReason::Reset => Ok(()),
-        other => Err(format!("{other:?}").into()),
-    }
+    Ok(vm.wait())
 }
 
 /// Such programs take their signals from a signalfd, and every thread inherits the mask.

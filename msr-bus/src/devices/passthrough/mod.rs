@@ -48,6 +48,16 @@ pub struct RegisterConfig {
     pub write: bool,
 }
 
+/// What was read last, by CPU of the host and register.
+type Cache = HashMap<(u32, u32), CachedRead>;
+
+/// The answer of a host's CPU.
+struct CachedRead {
+    at: Duration,
+    /// `None` where the host refused.
+    value: Option<u64>,
+}
+
 /// The device. It keeps no state: the registers are the host's.
 pub struct Passthrough {
     name: String,
@@ -55,8 +65,8 @@ pub struct Passthrough {
     registers: Vec<RegisterConfig>,
     host: Arc<dyn HostMsrs>,
     clock: Arc<dyn CpuClock>,
-    /// When a register of a CPU of the host was read last, and what it held: of those that are cached at all.
-    cache: Mutex<HashMap<(u32, u32), (Duration, u64)>>,
+    /// Of those that are cached at all.
+    cache: Mutex<Cache>,
 }
 
 /// RAPL's energy counters (Intel SDM volume 4; AMD PPR for family 19h).
@@ -87,8 +97,9 @@ impl RegisterConfig {
             ))
         } else {
             self.cpu.map(|cpu| {
+                let writes = if self.write { "with each write, and by reading " } else { "" };
                 format!(
-                    "register {msr}: the guest can interrupt CPU {cpu} of the host, once in {seconds} s and register at most"
+                    "register {msr}: the guest can interrupt CPU {cpu} of the host, {writes}once in {seconds} s and register"
                 )
             })
         }
@@ -190,7 +201,7 @@ impl Passthrough {
         })
     }
 
-    fn cache(&self) -> MutexGuard<'_, HashMap<(u32, u32), (Duration, u64)>> {
+    fn cache(&self) -> MutexGuard<'_, Cache> {
         // Each entry is whole or not there.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -220,26 +231,23 @@ impl MsrDevice for Passthrough {
 
     fn read(&self, access: &MsrAccess<'_>) -> Result<u64, GeneralProtection> {
         let (register, cpu) = self.find(access.index)?;
-        let read = || {
-            let value = self.host.read(cpu, access.index);
-            value.map_err(|_| GeneralProtection)
-        };
+        let read = || self.host.read(cpu, access.index).ok();
         let period = register.period();
         if period.is_zero() {
-            return read();
+            return read().ok_or(GeneralProtection);
         }
         let now = self.clock.now();
         let mut cache = self.cache();
         let key = (cpu, access.index);
-        if let Some((at, value)) = cache.get(&key)
-            && now.saturating_sub(*at) < period
+        if let Some(cached) = cache.get(&key)
+            && now.saturating_sub(cached.at) < period
         {
-            return Ok(*value);
+            return cached.value.ok_or(GeneralProtection);
         }
         // With the lock held: of several vCPUs that find the value too old, one reads.
-        let value = read()?;
-        cache.insert(key, (now, value));
-        Ok(value)
+        let value = read();
+        cache.insert(key, CachedRead { at: now, value });
+        value.ok_or(GeneralProtection)
     }
 
     fn write(&self, access: &MsrAccess<'_>, value: u64) -> Result<(), GeneralProtection> {

@@ -105,6 +105,23 @@ fn a_value_of_a_fixed_cpu_is_read_once_in_a_period_however_often_the_guest_asks(
 }
 
 #[test]
+fn what_the_host_refuses_of_a_fixed_cpu_is_asked_once_in_a_period_too() {
+    let host = Arc::new(FakeHost::default());
+    host.msrs.lock().unwrap().insert((1, 0x10), 5);
+    let fixture = Fixture::new(ICE_LAKE, Topology::flat(1));
+    let keys = "register = [{ msr = 0x10, cpu = 1, cache_seconds = 1 }]";
+    let clock = fixture.clock.clone();
+    let device = Passthrough::with_host("p".into(), config(keys), host.clone(), clock).unwrap();
+    host.msrs.lock().unwrap().clear();
+    assert!(fixture.read(&device, 0, 0x10).is_err());
+    // Had it been asked again, it would have answered.
+    host.msrs.lock().unwrap().insert((1, 0x10), 6);
+    assert!(fixture.read(&device, 0, 0x10).is_err());
+    fixture.pass(Duration::from_secs(1), &[]);
+    assert_eq!(fixture.read(&device, 0, 0x10), Ok(6));
+}
+
+#[test]
 fn only_the_registers_made_writable_reach_the_host() {
     let keys = "register = [{ msr = 0x10, cpu = 1, write = true }, { msr = '0x11-0x12' }]";
     let (fixture, host, device) = on_host(keys);
@@ -187,5 +204,8 @@ fn a_register_that_shows_or_disturbs_the_host_is_warned_of() {
             && fixed.contains("once in 0.001 s"),
         "{fixed}"
     );
+    // A write goes to the host each time.
+    let writable = warning("msr = 0x19c\ncpu = 3\nwrite = true");
+    assert!(writable.contains("with each write"), "{writable}");
     assert_eq!(warning("msr = 0x19c"), "");
 }
