@@ -12,7 +12,6 @@ use guest_tests::guest::{Folder, TINY_ADDRESS, TinyKernel};
 use guest_tests::guest::{digest, functions_digest};
 use guest_tests::init;
 use guest_tests::kernel::{Flavour, Release};
-use guest_tests::nested::control::STUCK;
 use guest_tests::nested::error::OuterError;
 use guest_tests::nested::outer::OuterVm;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -95,6 +94,9 @@ fn run(program: &str, ending: &str) -> Result<Result<u8, OuterError>, Failed> {
     }
     if ending == "starve" {
         vm.silence(Duration::from_secs(6));
+    }
+    if ending == "wait" {
+        vm.idle_limit(IDLE_LIMIT);
     }
     Ok(vm.run(&assets::outer_kernel()?))
 }
@@ -226,13 +228,16 @@ fn a_hanging_outer_vm_is_told() -> Result<(), Failed> {
     }
 }
 
+/// How long a program may be idle that is expected to wait for ever.
+const IDLE_LIMIT: Duration = Duration::from_secs(6);
+
 fn a_program_that_waits_is_told() -> Result<(), Failed> {
     match ending("wait")? {
         Err(OuterError::Stuck {
             seconds,
             registers,
             console,
-        }) if seconds >= STUCK.as_secs()
+        }) if seconds >= IDLE_LIMIT.as_secs()
             && registers.contains("CPU#1")
             // The program's main thread, and the system call in which it waits.
             && console.contains("task:outer-vm-test")

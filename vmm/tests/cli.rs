@@ -548,6 +548,10 @@ fn what_cannot_be_is_named_with_the_way_out() {
             &["run", "--disk", "a", "--disk", "a", "--print-config"],
             &["same file"],
         ),
+        (
+            &["run", "--profile", "-"],
+            &["--profile -", "standard input is the guest's console"],
+        ),
         (&["man", manifest], &["cannot write", manifest]),
         (
             &["import", "bochs", "/nonexistent"],

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use guest_tests::init::{self, Ended};
 use guest_tests::nested::control::{
-    CONTROL_PORT, EXIT_PORT, Event, HEARTBEAT, JOB_PATH, Job, OUTPUT_TTY, STUCK,
+    CONTROL_PORT, EXIT_PORT, Event, HEARTBEAT, JOB_PATH, Job, OUTPUT_TTY,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -44,10 +44,11 @@ fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
         init::mount(kind, at).map_err(|error| format!("cannot mount {kind} on {at}: {error}"))?;
     }
     ports.send(&Event::Up);
-    // A thread inherits the permission for the ports.
-    thread::spawn(|| send_signs_of_life(&Ports(())));
-
     let job: Job = serde_json::from_slice(&fs::read(JOB_PATH)?)?;
+    let idle_limit = job.idle_limit;
+    // A thread inherits the permission for the ports.
+    thread::spawn(move || send_signs_of_life(&Ports(()), idle_limit));
+
     for module in &job.modules {
         init::load_module(Path::new(module))
             .map_err(|error| format!("cannot load {module}: {error}"))?;
@@ -75,14 +76,14 @@ fn run(ports: &Ports) -> Result<Ended, Box<dyn Error>> {
     Ok(ended)
 }
 
-/// Says every [`HEARTBEAT`] that the kernel and this process live, and ends the VM if nothing else does.
-fn send_signs_of_life(ports: &Ports) {
+/// Says every [`HEARTBEAT`] that the kernel and this process live, and ends the VM where nothing else works for so long.
+fn send_signs_of_life(ports: &Ports, idle_limit: Duration) {
     let mut watch = CpuWatch::new();
     loop {
         thread::sleep(HEARTBEAT);
         ports.send(&Event::Alive);
         let idle = watch.idle();
-        if idle < STUCK {
+        if idle < idle_limit {
             continue;
         }
         ports.send(&Event::Stuck(idle.as_secs()));

@@ -26,9 +26,6 @@ pub const OUTPUT_TTY: &str = "/dev/ttyS1";
 /// How often the init says that it is alive.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 
-/// How long the job may use no CPU at all before it counts as stuck.
-pub const STUCK: Duration = Duration::from_secs(30);
-
 /// What the outer VM is to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
@@ -40,6 +37,8 @@ pub struct Job {
     pub env: Vec<(String, String)>,
     /// Its working directory.
     pub cwd: String,
+    /// How long it may leave the CPUs next to idle before it counts as waiting for something that never comes.
+    pub idle_limit: Duration,
 }
 
 /// How far the outer VM is, or how it ended.

@@ -57,6 +57,10 @@ const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
 /// [`HEARTBEAT`](super::control::HEARTBEAT), and before there is one the kernel prints.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// How long a program may leave the CPUs next to idle: longer than the tests wait for a guest that does nothing, so that the
+/// test tells of it and the others go on.
+const IDLE_LIMIT: Duration = Duration::from_secs(5 * 60);
+
 impl OuterVm {
     /// An outer VM with 3 GiB, whose init loads KVM and runs this program.
     pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
@@ -68,6 +72,7 @@ impl OuterVm {
                 env: vec![("PATH".to_owned(), "/bin".to_owned())],
                 cwd: "/".to_owned(),
                 modules: Vec::new(),
+                idle_limit: IDLE_LIMIT,
             },
             with_kvm: true,
             kaslr: false,
@@ -134,6 +139,12 @@ impl OuterVm {
     /// Sets how long it may give no sign of life before it counts as hung.
     pub fn silence(&mut self, silence: Duration) -> &mut Self {
         self.silence = silence;
+        self
+    }
+
+    /// Sets how long the program may leave the CPUs next to idle before it counts as waiting for something that never comes.
+    pub fn idle_limit(&mut self, limit: Duration) -> &mut Self {
+        self.job.idle_limit = limit;
         self
     }
 

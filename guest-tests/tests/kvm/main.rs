@@ -26,6 +26,7 @@ mod linux;
 mod micro;
 mod models;
 mod multiboot;
+mod needs;
 mod profiles;
 mod smoke;
 mod smp;
@@ -64,6 +65,7 @@ fn trials() -> Vec<Trial> {
         smp::trials(),
         models::trials(),
         multiboot::trials(),
+        needs::trials(),
         cli::trials(),
         micro::trials(),
     ]
@@ -161,7 +163,9 @@ impl Job {
         } else if any(&|name| name.starts_with(devices::PREFIX) || name.starts_with(trace::PREFIX))
         {
             pack::full
-        } else if any(&|name| name.contains(&format!("::{}::", Release::Trixie))) {
+        } else if any(&|name| {
+            name.starts_with(needs::PREFIX) || name.contains(&format!("::{}::", Release::Trixie))
+        }) {
             pack::releases
         } else {
             pack::basics

@@ -200,6 +200,11 @@ fn port(text: &str) -> Result<u16, String> {
 impl RunArgs {
     /// The configuration file with what the command line says put over it.
     pub(crate) fn load(&self) -> Result<LoadedConfig, Failure> {
+        if self.source.profile.as_deref() == Some(Path::new("-")) {
+            return Err(Failure::usage(
+                "--profile -: standard input is the guest's console; name a file, or a profile that comes with msr-vmm",
+            ));
+        }
         let mut loaded = self.source.load()?;
         let config = &mut loaded.config;
         let vm = &mut config.vm;
