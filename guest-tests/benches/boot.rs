@@ -88,27 +88,38 @@ fn tiny(rounds: usize) -> Outcome<()> {
     Ok(())
 }
 
-/// Debian's kernel, from both kinds of image.
+/// Debian's kernel, from both kinds of image, unpacked by the VMM and by itself.
 fn linux(rounds: usize) -> Outcome<()> {
     let kernel = assets::kernel()?;
     let folder = Folder::new()?;
     let elf = kernel.with_image(folder.file("vmlinux", vmlinux()?)?);
     let config = format!("[vm]\ncpus = 1\nmemory = {MEMORY_MIB}\n");
-    let mut images = [
-        ("bzImage", &kernel, false, Samples::default()),
-        ("ELF", &elf, false, Samples::default()),
-        ("ELF, --trace --observe", &elf, true, Samples::default()),
-    ];
     let trace = folder.path("trace");
+    let trace_argument = trace.to_str().ok_or("a path that is not UTF-8")?;
+    const NO_OPTIONS: &[&str] = &[];
+    let mut images = [
+        ("bzImage", &kernel, NO_OPTIONS, Samples::default()),
+        (
+            "bzImage, --kaslr",
+            &kernel,
+            &["--kaslr"],
+            Samples::default(),
+        ),
+        ("ELF", &elf, NO_OPTIONS, Samples::default()),
+        (
+            "ELF, --trace --observe",
+            &elf,
+            &["--observe", "--trace", trace_argument],
+            Samples::default(),
+        ),
+    ];
     let verbose = std::env::var_os("VERBOSE").is_some();
     // The log takes longer on the console than the boot.
     let plan = Plan::new(verbose.then_some(Step::KernelLog));
     for _ in 0..rounds {
-        for (_, kernel, traced, samples) in &mut images {
-            let mut guest = Guest::with_kernel(kernel, &config, plan.clone())?;
-            if *traced {
-                guest = guest.option("--trace", &trace).argument("--observe");
-            }
+        for (_, kernel, options, samples) in &mut images {
+            let guest = Guest::with_kernel(kernel, &config, plan.clone())?;
+            let guest = options.iter().fold(guest, |g, option| g.argument(*option));
             let start = Instant::now();
             let outcome = guest.argument("--boot-timing").run()?;
             let exit = start.elapsed().as_secs_f64() * 1e3;

@@ -126,7 +126,7 @@ pub fn clients(vm: &mut OuterVm) -> Result<(), AssetError> {
 }
 
 /// Packs a kernel whose image is unpacked first: an emulated CPU takes half a minute for the xz of 6.1 and some seconds for
-/// the zstd of 6.12, which this one does in one. The bzImage of a cloud kernel comes along, for tests of it.
+/// the zstd of 6.12, which this one does in one. The bzImage comes along, for tests of it.
 fn unpacked_kernel(
     vm: &mut OuterVm,
     release: Release,
@@ -134,10 +134,8 @@ fn unpacked_kernel(
     modules: &[&str],
 ) -> Result<(), AssetError> {
     let kernel = assets::kernel_of(release, flavour)?;
-    if flavour == Flavour::Cloud {
-        let packed = format!("{ROOT}/kernels/{release}/{}/{BZIMAGE}", flavour.name());
-        vm.file(packed, kernel.image());
-    }
+    let packed = format!("{ROOT}/kernels/{release}/{}/{BZIMAGE}", flavour.name());
+    vm.file(packed, kernel.image());
     let elf = kernel.with_image(unpacked(kernel.image())?);
     kernel_files(vm, release, flavour, &elf, modules)
 }

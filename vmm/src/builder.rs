@@ -159,6 +159,7 @@ impl VmBuilder {
         let loading = Loading::start(
             memory.clone(),
             kernel.to_owned(),
+            config.vm.kaslr,
             config.vm.initrd.clone(),
             timing.clone(),
         )
@@ -261,7 +262,8 @@ impl VmBuilder {
             .collect::<Result<Vec<_>, VmError>>()?;
         Ok(Vm {
             fd: vm,
-            kernel_build_id: images.build_id(&memory),
+            memory,
+            images,
             msrs,
             vcpus,
             control,

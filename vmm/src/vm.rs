@@ -7,8 +7,8 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 
 use crate::acpi::AcpiError;
-use crate::boot::BootError;
 use crate::boot::registers::RegistersError;
+use crate::boot::{BootError, Images};
 use crate::builder::VmBuilder;
 use crate::config::{Config, ConfigError};
 use crate::control::Control;
@@ -24,6 +24,7 @@ use crate::shutdown::{ShutdownReceiver, ShutdownSender};
 use crate::timing::BootTiming;
 use crate::vcpu::Vcpu;
 use msr_kvm::{MsrPlan, PlanError, VmMsrs, VmMsrsError};
+use vm_memory::GuestMemoryMmap;
 
 /// Why a VM cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +181,8 @@ fn place(error: &PlanError) -> &'static str {
 /// A VM that is ready to execute its first instruction.
 pub struct Vm {
     pub(crate) fd: Arc<VmFd>,
-    pub(crate) kernel_build_id: Option<String>,
+    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) images: Images,
     pub(crate) msrs: VmMsrs,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) control: Arc<Control>,
@@ -211,9 +213,10 @@ impl Vm {
         self.msrs.plan()
     }
 
-    /// The GNU build ID of the kernel that was loaded, in hexadecimal digits, where it has one.
-    pub fn kernel_build_id(&self) -> Option<&str> {
-        self.kernel_build_id.as_deref()
+    /// The GNU build ID of the kernel that was loaded, in hexadecimal digits, where it has one. For a kernel that unpacks
+    /// itself ([`VmConfig::kaslr`](crate::config::VmConfig::kaslr)) this takes the time to unpack it, as far as its notes.
+    pub fn kernel_build_id(&self) -> Option<String> {
+        self.images.build_id(&self.memory)
     }
 
     /// Starts the vCPUs, a thread for each.

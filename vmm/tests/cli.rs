@@ -401,6 +401,7 @@ fn the_printed_configuration_is_itself_one_and_prints_the_same() {
         config.path(),
         "--print-config",
         "--entropy",
+        "--kaslr",
     ];
     arguments.extend(options.iter().flat_map(|(name, value)| [name, value]));
     let printed = stdout(&arguments);
@@ -414,6 +415,7 @@ fn the_printed_configuration_is_itself_one_and_prints_the_same() {
         "memory = \"3G\"".to_owned(),
         "grace = 7".to_owned(),
         "entropy = true".to_owned(),
+        "kaslr = true".to_owned(),
         "huge_pages = true".to_owned(),
         "prefault = true".to_owned(),
         "readonly = true".to_owned(),

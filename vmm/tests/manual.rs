@@ -99,6 +99,7 @@ fn the_reference_has_every_key_with_its_type_default_and_unit() {
         "    cpus: a whole number from 1 to 128; default 1",
         "    prefault: true or false; default false",
         "    huge_pages: true or false; default false",
+        "    kaslr: true or false; default false",
         "    hide: a list, each a CPU feature's name",
         "    show: a list, each a CPU feature's name",
         "    base_mhz: a whole number from 0 to 65535",

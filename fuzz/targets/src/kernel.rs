@@ -14,6 +14,7 @@ struct Around<'a> {
     pages: u8,
     initrd: u16,
     cmdline: &'a str,
+    kaslr: bool,
 }
 
 /// The last bytes of `data` say how much memory there is and what else is loaded; the others are the image.
@@ -33,6 +34,7 @@ fn load(image: &[u8], around: &Around<'_>) {
     let initrd = (around.initrd != 0).then(|| initrd.path());
     let source = BootSource {
         kernel: &kernel.path(),
+        kaslr: around.kaslr,
         initrd: initrd.as_deref(),
         cmdline: around.cmdline,
     };

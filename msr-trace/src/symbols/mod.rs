@@ -184,7 +184,8 @@ impl Symbols {
     /// What is known of an address in the guest.
     pub fn place(&self, address: u64) -> Place<'_> {
         if address < KERNEL_HALF {
-            // Before Linux has switched to its own page tables it runs at its physical address.
+            // Before Linux has switched to its own page tables it runs at its physical address. With KASLR that is a random
+            // one of its own, which nothing tells.
             return self
                 .low_text(address)
                 .unwrap_or_else(|| Place::without_symbols(address));
@@ -214,7 +215,7 @@ impl Symbols {
     fn low_text(&self, address: u64) -> Option<Place<'_>> {
         let first = self.functions.first()?.address;
         let linked = address.checked_add(TEXT)?;
-        (address < 1 << 30 && linked >= first).then(|| self.function(linked))?
+        (self.slide == 0 && address < 1 << 30 && linked >= first).then(|| self.function(linked))?
     }
 
     fn function(&self, linked: u64) -> Option<Place<'_>> {

@@ -181,6 +181,8 @@ fn the_slide_is_lstar_less_the_entry_and_must_be_one_that_kaslr_makes() {
         symbols.function_name(0xffff_ffff_82e0_0104),
         Some("native_read_msr")
     );
+    // Its physical address has moved by another distance.
+    assert_eq!(symbols.place(0x100_0104).to_string(), "0x1000104");
 }
 
 #[test]

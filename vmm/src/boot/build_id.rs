@@ -1,17 +1,44 @@
-//! The build ID of a kernel that has been loaded, from its notes in guest memory: which kernel a trace is of.
+//! The build ID of a kernel that has been loaded, from its notes: which kernel a trace is of.
+
+use std::fs::File;
+use std::ops::Range;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::elf;
+use super::unpack::Unpacker;
 
 /// `NT_GNU_BUILD_ID`, of the owner "GNU" (gABI, "Note Section"; binutils' `ld --build-id`).
 const BUILD_ID: u32 = 3;
 /// The most that is looked at. A kernel's notes take some hundred bytes.
 const MOST: u64 = 64 << 10;
 
-/// The build ID among the notes at `address`, in hexadecimal digits.
-pub(super) fn find(memory: &GuestMemoryMmap, address: GuestAddress, size: u64) -> Option<String> {
-    let mut notes = vec![0; size.min(MOST) as usize];
-    memory.read_slice(&mut notes, address).ok()?;
-    in_notes(&notes)
+/// Where a kernel's notes are.
+#[derive(Debug)]
+pub(super) enum Notes {
+    /// In guest memory: the address, and how many bytes.
+    Loaded(GuestAddress, u64),
+    /// In the payload of a bzImage, which the guest is to unpack: the file, and the payload's bytes in it.
+    Packed(File, Range<u64>),
+}
+
+impl Notes {
+    /// The build ID among the notes, in hexadecimal digits. Notes that are packed take as long as unpacking half of the kernel.
+    pub(super) fn build_id(&self, memory: &GuestMemoryMmap) -> Option<String> {
+        match self {
+            Self::Loaded(address, size) => {
+                let mut notes = vec![0; (*size).min(MOST) as usize];
+                memory.read_slice(&mut notes, *address).ok()?;
+                in_notes(&notes)
+            }
+            Self::Packed(file, payload) => {
+                let mut unpacker = Unpacker::of_file(file, payload.clone()).ok()?;
+                let claimed = unpacker.claimed();
+                let notes = elf::read_notes(unpacker.stream(), claimed, MOST).ok()??;
+                in_notes(&notes)
+            }
+        }
+    }
 }
 
 fn in_notes(mut notes: &[u8]) -> Option<String> {
@@ -32,10 +59,10 @@ fn in_notes(mut notes: &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn note(name: &[u8], kind: u32, contents: &[u8]) -> Vec<u8> {
+    pub(in super::super) fn note(name: &[u8], kind: u32, contents: &[u8]) -> Vec<u8> {
         let mut note = Vec::new();
         for word in [name.len() as u32, contents.len() as u32, kind] {
             note.extend(word.to_le_bytes());

@@ -199,6 +199,36 @@ pub(super) fn load_stream(
     Ok((loaded, read))
 }
 
+/// The notes of a stream of `size` bytes, read no further than to their end; `None` where it has none. At most `most` bytes of
+/// them are read.
+pub(super) fn read_notes(
+    stream: &mut dyn BufRead,
+    size: u64,
+    most: u64,
+) -> Result<Option<Vec<u8>>, ElfError> {
+    let elf = Elf::read(&mut *stream)?;
+    let Some(Notes {
+        offset,
+        size: notes_size,
+        ..
+    }) = elf.notes
+    else {
+        return Ok(None);
+    };
+    let what = "its notes";
+    let end = offset.saturating_add(notes_size);
+    if end > size {
+        return Err(ElfError::Truncated { what, end });
+    }
+    // They may begin with the headers that were read already.
+    let mut stream = elf.start.as_slice().chain(stream);
+    let mut notes = Vec::new();
+    copy(&mut stream, offset, |_, _| Ok(()))
+        .and_then(|()| stream.take(notes_size.min(most)).read_to_end(&mut notes))
+        .map_err(|error| read_error(what, end, error))?;
+    Ok(Some(notes))
+}
+
 /// Hands the next `size` bytes of `stream` to `take`, with how many came before them, without a buffer of its own.
 fn copy(
     stream: &mut impl BufRead,
@@ -260,13 +290,20 @@ impl Segment {
     }
 }
 
+/// Where notes are (`PT_NOTE`). Nothing of it has been checked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Notes {
+    offset: u64,
+    address: u64,
+    size: u64,
+}
+
 /// An ELF file's headers.
 #[derive(Debug)]
 pub(super) struct Elf {
     pub(super) entry: u64,
     pub(super) segments: Vec<Segment>,
-    /// The address and the size of the notes.
-    pub(super) notes: Option<(u64, u64)>,
+    pub(super) notes: Option<Notes>,
     /// The file up to the end of its program headers.
     pub(super) start: Vec<u8>,
 }
@@ -323,10 +360,12 @@ impl Elf {
             .chunks_exact(PROGRAM_HEADER_SIZE)
             .find(|header| u32::from_le_bytes(field(header, 0)) == PT_NOTE)
             .map(|header| {
-                (
-                    u64::from_le_bytes(field(header, 24)),
-                    u64::from_le_bytes(field(header, 32)),
-                )
+                let u64_at = |at| u64::from_le_bytes(field(header, at));
+                Notes {
+                    offset: u64_at(8),
+                    address: u64_at(24),
+                    size: u64_at(32),
+                }
             });
         Ok(Self {
             entry: u64_at(24),
@@ -422,7 +461,7 @@ impl Elf {
             end,
             notes: self
                 .notes
-                .map(|(address, size)| (GuestAddress(address), size)),
+                .map(|notes| (GuestAddress(notes.address), notes.size)),
         })
     }
 }

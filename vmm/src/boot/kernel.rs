@@ -1,18 +1,20 @@
 //! Kernel images: recognised, checked and loaded.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use super::build_id::Notes;
 use super::bzimage::{BzImage, BzImageError};
 use super::elf::{self, ElfError, Loaded};
 use super::elf32;
+use super::memory::low_end;
 use super::multiboot::{self, MultibootError};
+use super::read::read;
 use super::unpack::{self, UnpackError, Unpacker};
 
 /// What is wrong with a kernel image.
@@ -39,6 +41,11 @@ pub enum KernelError {
         /// Its first bytes, at most 4.
         start: Vec<u8>,
     },
+    /// It is none that moves itself, and was to.
+    #[error(
+        "is {0}, which runs where it is linked; KASLR (vm.kaslr) needs a bzImage, which unpacks and moves itself"
+    )]
+    NoKaslr(&'static str),
     /// It is a bzImage that cannot be used.
     #[error("{0}")]
     BzImage(#[from] BzImageError),
@@ -62,14 +69,19 @@ pub(super) struct Kernel {
     pub(super) end: u64,
     /// The setup header, where the image has one.
     pub(super) header: Option<setup_header>,
-    /// Where its notes are, and how many bytes.
-    pub(super) notes: Option<(GuestAddress, u64)>,
+    /// Where its notes are.
+    pub(super) notes: Option<Notes>,
     /// Whether it is entered as a Multiboot kernel, and not by Linux' boot protocol.
     pub(super) is_multiboot: bool,
 }
 
-/// Loads the kernel image at `path` to where it is linked.
-pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, KernelError> {
+/// Loads the kernel image at `path`: the kernel in it to where it is linked, or, for `kaslr`, the bzImage's code that will
+/// unpack and move it.
+pub(super) fn load(
+    memory: &GuestMemoryMmap,
+    path: &Path,
+    kaslr: bool,
+) -> Result<Kernel, KernelError> {
     // Without this, opening a FIFO would wait for its other end.
     let metadata = std::fs::metadata(path).map_err(KernelError::Open)?;
     if !metadata.is_file() {
@@ -84,6 +96,9 @@ pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, Kern
         .read_to_end(&mut start)
         .map_err(KernelError::Read)?;
     if elf32::recognises(&start) {
+        if kaslr {
+            return Err(KernelError::NoKaslr("a Multiboot kernel"));
+        }
         multiboot::check(&file)?;
         let elf = elf32::load_file(memory, &mut file)?;
         return Ok(Kernel {
@@ -95,12 +110,15 @@ pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, Kern
         });
     }
     if start.starts_with(&elf::MAGIC) {
+        if kaslr {
+            return Err(KernelError::NoKaslr("an ELF file"));
+        }
         let elf = elf::load_file(memory, &mut file)?;
         return Ok(Kernel {
             entry: elf.entry,
             end: elf.end,
             header: None,
-            notes: elf.notes,
+            notes: loaded_notes(&elf),
             is_multiboot: false,
         });
     }
@@ -110,28 +128,41 @@ pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, Kern
     }
 
     let image = BzImage::parse(&start, size)?;
-    let elf = load_payload(memory, file, image.payload)?;
+    if kaslr {
+        let code = image.code(size, low_end(memory))?;
+        let address = GuestAddress(code.address);
+        let length = code.file.end - code.file.start;
+        read(memory, address, &file, code.file.start, length).map_err(KernelError::Read)?;
+        return Ok(Kernel {
+            entry: GuestAddress(code.entry),
+            end: code.end,
+            header: Some(image.header),
+            notes: Some(Notes::Packed(file, image.payload)),
+            is_multiboot: false,
+        });
+    }
+    let elf = load_payload(memory, &file, image.payload)?;
     Ok(Kernel {
         entry: elf.entry,
         end: elf.end,
         header: Some(image.header),
-        notes: elf.notes,
+        notes: loaded_notes(&elf),
         is_multiboot: false,
     })
+}
+
+fn loaded_notes(elf: &Loaded) -> Option<Notes> {
+    let (address, size) = elf.notes?;
+    Some(Notes::Loaded(address, size))
 }
 
 /// Loads the ELF file that a bzImage's payload unpacks to, while it is being unpacked.
 fn load_payload(
     memory: &GuestMemoryMmap,
-    mut file: File,
+    file: &File,
     payload: Range<u64>,
 ) -> Result<Loaded, KernelError> {
-    let mut trailer = [0; unpack::TRAILER];
-    file.read_exact_at(&mut trailer, payload.end - unpack::TRAILER as u64)
-        .and_then(|()| file.seek(SeekFrom::Start(payload.start)))
-        .map_err(KernelError::Read)?;
-    let compressed = BufReader::new(file).take(payload.end - payload.start);
-    let mut unpacker = Unpacker::new(compressed, trailer)?;
+    let mut unpacker = Unpacker::of_file(file, payload)?;
     let claimed = unpacker.claimed();
     let (loaded, read) =
         elf::load_stream(memory, unpacker.stream(), claimed).map_err(|error| match error {

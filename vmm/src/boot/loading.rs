@@ -25,13 +25,14 @@ impl Loading {
     pub(crate) fn start(
         memory: GuestMemoryMmap,
         kernel: PathBuf,
+        kaslr: bool,
         initrd: Option<PathBuf>,
         timing: Option<Arc<BootTiming>>,
     ) -> io::Result<Self> {
         let thread = thread::Builder::new()
             .name("loader".to_owned())
             .spawn(move || {
-                let images = Images::load(&memory, &kernel, initrd.as_deref());
+                let images = Images::load(&memory, &kernel, kaslr, initrd.as_deref());
                 if let Some(timing) = timing {
                     timing.mark(BootEvent::KernelLoaded);
                 }

@@ -2,9 +2,10 @@
 //!
 //! The kernel is entered by the 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"): in long
 //! mode with paging on, RSI holding the address of the zero page. A bzImage is unpacked on the host and the ELF file
-//! inside it booted, so that one way leads into the guest and the guest does not decompress anything itself. An ELF
-//! file needs no Linux in it: whatever is linked for physical addresses from 1 MiB on is entered the same way. A 32-bit ELF
-//! file is a Multiboot kernel, and entered as such: see `multiboot.rs`.
+//! inside it booted: the guest is spared the work, and the kernel runs where it is linked. For KASLR
+//! ([`BootSource::kaslr`]) the bzImage's own code is loaded and entered instead, which unpacks the kernel in the guest and
+//! chooses where it runs. An ELF file needs no Linux in it: whatever is linked for physical addresses from 1 MiB on is
+//! entered the same way. A 32-bit ELF file is a Multiboot kernel, and entered as such: see `multiboot.rs`.
 //!
 //! Guest memory must be fresh (all zero): what is zero in the kernel is not written.
 
@@ -47,6 +48,8 @@ pub use unpack::{Compression, UnpackError, unpack};
 pub struct BootSource<'a> {
     /// The kernel: an ELF file or a bzImage.
     pub kernel: &'a Path,
+    /// Whether the kernel, a bzImage, unpacks itself and chooses where it runs (KASLR), and is not unpacked here.
+    pub kaslr: bool,
     /// The initial RAM disk, handed to the kernel as it is.
     pub initrd: Option<&'a Path>,
     /// The kernel's command line.
@@ -121,7 +124,7 @@ pub fn load(
     source: &BootSource<'_>,
     rsdp: Option<GuestAddress>,
 ) -> Result<Entry, BootError> {
-    Images::load(memory, source.kernel, source.initrd)?.write_boot_data(
+    Images::load(memory, source.kernel, source.kaslr, source.initrd)?.write_boot_data(
         memory,
         source.cmdline,
         rsdp,
@@ -141,12 +144,14 @@ impl Images {
     pub(crate) fn load(
         memory: &GuestMemoryMmap,
         kernel_path: &Path,
+        kaslr: bool,
         initrd: Option<&Path>,
     ) -> Result<Self, BootError> {
-        let kernel = kernel::load(memory, kernel_path).map_err(|error| BootError::Kernel {
-            path: kernel_path.to_owned(),
-            error,
-        })?;
+        let kernel =
+            kernel::load(memory, kernel_path, kaslr).map_err(|error| BootError::Kernel {
+                path: kernel_path.to_owned(),
+                error,
+            })?;
         let initrd = initrd.map(|path| {
             initrd::load(memory, path, &kernel).map_err(|error| BootError::Initrd {
                 path: path.to_owned(),
@@ -160,10 +165,10 @@ impl Images {
         })
     }
 
-    /// The kernel's GNU build ID, in hexadecimal digits, where it has one.
+    /// The kernel's GNU build ID, in hexadecimal digits, where it has one. For a kernel that unpacks itself this unpacks it
+    /// as far as its notes.
     pub(crate) fn build_id(&self, memory: &GuestMemoryMmap) -> Option<String> {
-        let (address, size) = self.kernel.notes?;
-        build_id::find(memory, address, size)
+        self.kernel.notes.as_ref()?.build_id(memory)
     }
 
     /// Whether the kernel is entered by Linux' boot protocol, and takes a command line as Linux does.

@@ -9,6 +9,8 @@ use vm_memory::Bytes;
 
 use super::*;
 
+mod kaslr;
+
 const MIB: u64 = 1 << 20;
 const SIZE: usize = 4 << 20;
 
@@ -40,6 +42,7 @@ fn load_into(memory: &GuestMemoryMmap, image: &[u8]) -> Result<Entry, BootError>
     let file = TempFile::new(image);
     let source = BootSource {
         kernel: &file.0,
+        kaslr: false,
         initrd: None,
         cmdline: "quiet",
     };
@@ -223,6 +226,7 @@ fn an_initrd_is_placed_above_the_kernel() {
     let initrd = TempFile::new(&content);
     let source = BootSource {
         kernel: &kernel.0,
+        kaslr: false,
         initrd: Some(&initrd.0),
         cmdline: "",
     };
@@ -249,6 +253,7 @@ fn an_initrd_that_cannot_be_loaded_is_refused_by_its_path() {
     ] {
         let source = BootSource {
             kernel: &kernel.0,
+            kaslr: false,
             initrd: Some(path),
             cmdline: "",
         };
@@ -270,6 +275,7 @@ fn what_is_no_kernel_is_refused_by_its_path() {
     ] {
         let source = BootSource {
             kernel: Path::new(path),
+            kaslr: false,
             initrd: None,
             cmdline: "",
         };

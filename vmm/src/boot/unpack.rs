@@ -4,7 +4,10 @@
 //! (scripts/Makefile.lib, `size_append`); gzip's own format ends in that size already.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use super::bzimage::BzImage;
 use super::kernel::KernelError;
@@ -18,7 +21,7 @@ const XZ_MEMORY_KIB: u32 = 192 << 10;
 /// The largest window a zstd payload may ask for, in bytes: that of the build's `zstd -22 --ultra`.
 const ZSTD_WINDOW: u64 = 128 << 20;
 /// How many bytes the appended size takes.
-pub(super) const TRAILER: usize = 4;
+const TRAILER: usize = 4;
 
 /// How a payload is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,8 +134,18 @@ pub(super) struct Unpacker<'a> {
 }
 
 impl<'a> Unpacker<'a> {
+    /// Begins to unpack the payload at these bytes of `file`, as [`BzImage::parse`] found them.
+    pub(super) fn of_file(mut file: &'a File, payload: Range<u64>) -> Result<Self, KernelError> {
+        let mut trailer = [0; TRAILER];
+        file.read_exact_at(&mut trailer, payload.end - TRAILER as u64)
+            .and_then(|()| file.seek(SeekFrom::Start(payload.start)))
+            .map_err(KernelError::Read)?;
+        let compressed = BufReader::new(file).take(payload.end - payload.start);
+        Ok(Self::new(compressed, trailer)?)
+    }
+
     /// Begins to unpack `payload`, whose last bytes are `trailer`.
-    pub(super) fn new<R: BufRead + 'a>(
+    fn new<R: BufRead + 'a>(
         mut payload: io::Take<R>,
         trailer: [u8; TRAILER],
     ) -> Result<Self, UnpackError> {

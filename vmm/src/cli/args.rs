@@ -131,6 +131,9 @@ pub struct RunArgs {
     /// The kernel: a bzImage, an ELF vmlinux or a Multiboot kernel [vm.kernel].
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kernel: Option<PathBuf>,
+    /// Let the kernel, a bzImage, unpack itself, which takes longer, and move to random addresses (KASLR) [vm.kaslr].
+    #[arg(long)]
+    pub kaslr: bool,
     /// The initrd, or a Multiboot kernel's module [vm.initrd].
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub initrd: Option<PathBuf>,
@@ -211,6 +214,7 @@ impl RunArgs {
         if let Some(kernel) = &self.kernel {
             vm.kernel = Some(kernel.clone());
         }
+        vm.kaslr |= self.kaslr;
         if let Some(initrd) = &self.initrd {
             vm.initrd = Some(initrd.clone());
         }

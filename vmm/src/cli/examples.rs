@@ -35,6 +35,10 @@ pub(crate) fn of(command: &str) -> &'static [Example] {
                         "msr-vmm run --kernel vmlinuz --initrd initrd.img --cpus 2 --memory 1G --disk disk.img",
                     ),
                     example(
+                        "Let the kernel move to random addresses, as on hardware",
+                        "msr-vmm run --kernel vmlinuz --initrd initrd.img --kaslr",
+                    ),
+                    example(
                         "Show the guest an Ice Lake server, with more of its own from a file",
                         "msr-vmm run --config vm.toml --model icelake-server",
                     ),

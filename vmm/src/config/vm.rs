@@ -45,6 +45,10 @@ pub struct VmConfig {
     #[schemars(title = "a path")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
+    /// Whether the kernel, a bzImage, unpacks itself and moves to random addresses (KASLR), as it does on hardware. The boot takes
+    /// longer than where the kernel is unpacked on the host and runs where it is linked. `nokaslr` in the command line keeps the
+    /// kernel from moving.
+    pub kaslr: bool,
     /// The initrd, which the kernel unpacks as its first root file system; a Multiboot kernel's module.
     #[schemars(title = "a path")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,6 +101,7 @@ impl Default for VmConfig {
             huge_pages: false,
             prefault: false,
             kernel: None,
+            kaslr: false,
             initrd: None,
             cmdline: DEFAULT_CMDLINE.into(),
             debug_exit: None,
@@ -121,7 +126,15 @@ impl VmConfig {
                 serial.len()
             ))
         };
-        self.disks.iter().filter_map(serial).collect()
+        let nokaslr = self.kaslr && self.cmdline.split(' ').any(|word| word == "nokaslr");
+        let nokaslr = nokaslr.then(|| {
+            "vm.kaslr has the kernel unpack itself, and `nokaslr` in vm.cmdline keeps it from moving"
+                .to_owned()
+        });
+        nokaslr
+            .into_iter()
+            .chain(self.disks.iter().filter_map(serial))
+            .collect()
     }
 
     /// Finds what no machine can be made of.
@@ -205,6 +218,22 @@ impl VmConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kaslr_that_the_command_line_switches_off_is_told() {
+        for (kaslr, cmdline, warnings) in [
+            (true, "quiet nokaslr", 1),
+            (true, "quiet root=/dev/nokaslr", 0),
+            (false, "nokaslr", 0),
+        ] {
+            let vm = VmConfig {
+                kaslr,
+                cmdline: cmdline.into(),
+                ..VmConfig::default()
+            };
+            assert_eq!(vm.warnings().len(), warnings, "{kaslr} {cmdline}");
+        }
+    }
 
     #[test]
     fn apic_ids_beyond_254_are_refused() {

@@ -1,5 +1,6 @@
 //! Traces of real guests: complete, in order, named, and enough to learn a profile from.
 
+mod kaslr;
 mod learn;
 mod life;
 mod linux;
@@ -26,6 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         micro::trials(),
         live::trials(),
         linux::trials(),
+        kaslr::trials(),
         learn::trials(),
         life::trials(),
         page::trials(),

@@ -120,7 +120,7 @@ impl RunTrace {
         header.config.clone_from(&self.config);
         header.kernel = Kernel {
             path: self.image.clone(),
-            build_id: vm.kernel_build_id().map(str::to_owned),
+            build_id: vm.kernel_build_id(),
         };
         header.with_rip = true;
         let spec = &vm.msr_plan().spec;
