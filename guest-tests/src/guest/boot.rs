@@ -231,6 +231,13 @@ impl Guest {
         self
     }
 
+    /// Sets the longest that it may take.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// Shows the console on standard output, and what `msr-vmm` says on standard error, as they come.
     #[must_use]
     pub fn shown(mut self) -> Self {
