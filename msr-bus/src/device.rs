@@ -37,6 +37,13 @@ pub trait MsrDevice: Send + Sync {
         None
     }
 
+    /// Whether the value of `index`, which the device claims, is KVM's to keep: the device reads and writes KVM's own MSR
+    /// ([`VcpuContext::kernel_msr`](crate::VcpuContext::kernel_msr)). It is then saved with the vCPU, and not by
+    /// [`save`](Self::save).
+    fn leaves_to_kvm(&self, _index: u32) -> bool {
+        false
+    }
+
     /// Takes over a state that a device of the same configuration saved.
     ///
     /// # Errors

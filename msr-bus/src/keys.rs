@@ -16,6 +16,10 @@ pub use check::{KeyError, Problem};
 
 use node::{MAX_DEPTH, Node};
 
+/// The keyword of a key's schema that says that it can change while the guest runs:
+/// `#[schemars(extend("x-live" = true))]`.
+pub const LIVE: &str = "x-live";
+
 /// One key that a configuration takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Key {
@@ -27,6 +31,9 @@ pub struct Key {
     pub kind: String,
     /// Whether it must be given.
     pub required: bool,
+    /// Whether it can change while the guest runs.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub live: bool,
     /// What holds where it is not given, if that is one value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default: Option<Value>,
@@ -83,6 +90,7 @@ fn list(node: Node<'_>, path: &str, depth: usize, keys: &mut Vec<Key>) {
             key: format!("{path}{key}"),
             kind: node::either(&kinds),
             required: node.is_required(key),
+            live: nodes.iter().any(|node| node.is_live()),
             default: default.filter(|d| !d.is_null()).cloned(),
             description: description.unwrap_or_default().into(),
         });
@@ -109,6 +117,9 @@ impl fmt::Display for Key {
         }
         if let Some(default) = self.written_default() {
             write!(f, "; default {default}")?;
+        }
+        if self.live {
+            write!(f, "; can be set while the guest runs")?;
         }
         let mut column = WIDTH;
         for word in self.description.split_whitespace() {

@@ -47,6 +47,8 @@ mod fallback;
 mod filter;
 #[cfg(feature = "config")]
 pub mod keys;
+#[cfg(feature = "config")]
+mod live;
 mod lookup;
 mod model;
 #[cfg(feature = "config")]
@@ -74,7 +76,9 @@ pub use document::{Document, DocumentError, Location};
 pub use fallback::{Fallback, Unclaimed};
 pub use filter::Contradiction;
 #[cfg(feature = "config")]
-pub use keys::Key;
+pub use keys::{Key, LIVE};
+#[cfg(feature = "config")]
+pub use live::LiveKeys;
 pub use model::{DeviceContext, Model};
 pub use msr_filter::{Access, MsrRange};
 #[cfg(feature = "config")]

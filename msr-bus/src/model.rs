@@ -31,6 +31,22 @@ pub trait Model: MsrDevice + Sized + 'static {
     ///
     /// What is wrong with the configuration and what would be right.
     fn build(name: String, config: Self::Config, context: &DeviceContext) -> Result<Self, String>;
+
+    /// Takes over the keys that are marked as live, with `#[schemars(extend("x-live" = true))]`; the others are as
+    /// [`build`](Self::build) got them. `changed` are the names of those that somebody has just set. vCPUs may access the
+    /// device meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the configuration, as [`build`](Self::build) would say it; nothing has changed then.
+    fn apply(
+        &self,
+        _config: Self::Config,
+        _changed: &[&str],
+        _context: &DeviceContext,
+    ) -> Result<(), String> {
+        Err("none of its keys can change while the guest runs".into())
+    }
 }
 
 /// What a device may know of the machine it is built for.

@@ -10,7 +10,7 @@ use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::keys::{self, Key, KeyError};
-use crate::{DeviceContext, Model, MsrDevice, Syscall, devices, nearest};
+use crate::{DeviceContext, LiveKeys, Model, MsrDevice, Syscall, devices, nearest};
 
 /// A device as a configuration describes it: `type`, optionally `name`, and the model's own keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +87,16 @@ pub enum ConfigError {
         /// What is wrong with the value.
         message: String,
     },
+    /// A key cannot change while the guest runs.
+    #[error("device `{device}`: `{key}` cannot change while the guest runs; {live}")]
+    NotLive {
+        /// The device's name.
+        device: String,
+        /// The key.
+        key: String,
+        /// Which can.
+        live: String,
+    },
     /// The keys are well-formed but cannot be had together or here.
     #[error("device `{device}`: {message}")]
     Device {
@@ -111,14 +121,15 @@ impl ConfigError {
         match self {
             Self::UnknownModel { .. } => "type",
             Self::Key { error, .. } => &error.key,
-            Self::Value { key, .. } => key,
+            Self::Value { key, .. } | Self::NotLive { key, .. } => key,
             // Models name the key first.
             Self::Device { message, .. } => message.split_once(": ").map_or("", |(key, _)| key),
         }
     }
 }
 
-type Build = fn(String, toml::Table, &DeviceContext) -> Result<Arc<dyn MsrDevice>, ConfigError>;
+type Built = (Arc<dyn MsrDevice>, LiveKeys);
+type Build = fn(&DeviceModel, String, toml::Table, &DeviceContext) -> Result<Built, ConfigError>;
 
 /// An entry of the registry: a [`Model`] with its types erased.
 #[derive(Clone, Copy)]
@@ -126,7 +137,7 @@ pub struct DeviceModel {
     name: &'static str,
     summary: &'static str,
     syscalls: &'static [Syscall],
-    schema: fn() -> Schema,
+    pub(crate) schema: fn() -> Schema,
     build: Build,
 }
 
@@ -214,6 +225,20 @@ impl DeviceConfig {
         models: &[DeviceModel],
         context: &DeviceContext,
     ) -> Result<Arc<dyn MsrDevice>, ConfigError> {
+        let (device, _) = self.build_live(models, context)?;
+        Ok(device)
+    }
+
+    /// Makes the device from one of `models`, with what changes its keys while the guest runs.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn build_live(
+        &self,
+        models: &[DeviceModel],
+        context: &DeviceContext,
+    ) -> Result<(Arc<dyn MsrDevice>, LiveKeys), ConfigError> {
         let model = models
             .iter()
             .find(|m| m.name == self.model)
@@ -230,34 +255,50 @@ impl DeviceConfig {
             device: name.clone(),
             error: Box::new(error),
         })?;
-        (model.build)(name, self.keys.clone(), context)
+        (model.build)(model, name, self.keys.clone(), context)
     }
 }
 
 fn build<M: Model>(
+    model: &DeviceModel,
     name: String,
     keys: toml::Table,
     context: &DeviceContext,
-) -> Result<Arc<dyn MsrDevice>, ConfigError>
+) -> Result<Built, ConfigError>
 where
     M::Config: DeserializeOwned,
 {
-    let config = serde_path_to_error::deserialize(toml::Value::Table(keys)).map_err(|error| {
+    let device = M::build(name.clone(), read::<M>(&name, keys.clone())?, context);
+    let device = Arc::new(device.map_err(|message| ConfigError::Device {
+        device: name.clone(),
+        message,
+    })?);
+    let (changed, context, called) = (device.clone(), context.clone(), name.clone());
+    let apply = move |keys, names: &[&str]| {
+        let applied = changed.apply(read::<M>(&called, keys)?, names, &context);
+        applied.map_err(|message| ConfigError::Device {
+            device: called.clone(),
+            message,
+        })
+    };
+    let live = LiveKeys::new(name, model, keys, Box::new(apply));
+    Ok((device, live))
+}
+
+/// The keys of the device called `name` as the model has them.
+fn read<M: Model>(name: &str, keys: toml::Table) -> Result<M::Config, ConfigError>
+where
+    M::Config: DeserializeOwned,
+{
+    serde_path_to_error::deserialize(toml::Value::Table(keys)).map_err(|error| {
         // The path of the table itself is a dot.
         let key = error.path().to_string().trim_matches('.').to_owned();
         ConfigError::Value {
-            device: name.clone(),
+            device: name.to_owned(),
             key,
             message: error.into_inner().to_string().trim().to_owned(),
         }
-    })?;
-    match M::build(name.clone(), config, context) {
-        Ok(device) => Ok(Arc::new(device)),
-        Err(message) => Err(ConfigError::Device {
-            device: name,
-            message,
-        }),
-    }
+    })
 }
 
 #[cfg(test)]

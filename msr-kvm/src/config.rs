@@ -10,7 +10,7 @@ use msr_filter::{FilterConfig, Verdict};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{FilterLayer, InitialMsr, Layer, MsrPlanBuilder, PlanError, profile};
+use crate::{FilterLayer, InitialMsr, Layer, MsrPlanBuilder, PlanError, ProfileError, profile};
 
 /// Who answers which MSR.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -88,6 +88,23 @@ fn uniform_or_each<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fallbac
     })
 }
 
+impl MsrConfig {
+    /// The profile as the layer that it is, which narrows those of the configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`ProfileError`].
+    pub fn profile_layer(&self) -> Result<Option<FilterLayer>, ProfileError> {
+        let layer = |path: &PathBuf| {
+            Ok(FilterLayer {
+                name: format!("profile {}", path.display()),
+                filter: profile::load(path)?,
+            })
+        };
+        self.profile.as_ref().map(layer).transpose()
+    }
+}
+
 impl MsrPlanBuilder {
     /// Takes over a configuration: its devices from among `models`, its rules behind those claims, its
     /// layers and profile, exit reasons and fallback.
@@ -98,8 +115,8 @@ impl MsrPlanBuilder {
     pub fn config(mut self, config: &MsrConfig, models: &[DeviceModel]) -> Result<Self, PlanError> {
         let mut in_tables = 0;
         for (number, device) in (1..).zip(&config.devices) {
-            let built = device
-                .build(models, self.context())
+            let (built, live) = device
+                .build_live(models, self.context())
                 .map_err(|source| PlanError::Device { number, source })?;
             if device.model == Table::TYPE {
                 in_tables += built.claims().into_iter().map(MsrRange::len).sum::<u64>();
@@ -115,6 +132,7 @@ impl MsrPlanBuilder {
                 return Err(PlanError::Device { number, source });
             }
             self = self.device(built);
+            self.live.push(live);
         }
         let own = Layer::from(&FilterLayer {
             name: String::new(),
@@ -122,12 +140,8 @@ impl MsrPlanBuilder {
         });
         (self.rules, self.sources) = (own.spec, own.sources);
         self.layers = config.layers.iter().map(Layer::from).collect();
-        if let Some(path) = &config.profile {
-            self.layers.push(Layer::from(&FilterLayer {
-                name: format!("profile {}", path.display()),
-                filter: profile::load(path)?,
-            }));
-        }
+        let profile = config.profile_layer()?;
+        self.layers.extend(profile.as_ref().map(Layer::from));
         Ok(self
             .exits(&config.exits)
             .fallback(config.unclaimed)

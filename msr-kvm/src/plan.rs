@@ -29,6 +29,9 @@ pub struct MsrPlan {
     pub lost: Vec<LostRule>,
     /// The same as KVM gets it.
     pub filter: MsrFilter,
+    /// What changes the devices of a configuration while the guest runs, in their order.
+    #[cfg(feature = "config")]
+    pub live: Vec<msr_bus::LiveKeys>,
     /// The reasons for which KVM asks userspace.
     pub exits: Vec<ExitReason>,
     /// What MSRs that KVM keeps hold when a vCPU starts; no device claims them.
@@ -115,6 +118,8 @@ pub struct MsrPlanBuilder {
     bus: BusBuilder,
     context: DeviceContext,
     clock: Arc<HostClock>,
+    #[cfg(feature = "config")]
+    pub(crate) live: Vec<msr_bus::LiveKeys>,
     exits: Vec<ExitReason>,
     initial: Vec<InitialMsr>,
     /// What must not contradict the devices' claims.
@@ -139,6 +144,8 @@ impl MsrPlan {
                 clock: clock.clone(),
             },
             clock,
+            #[cfg(feature = "config")]
+            live: Vec::new(),
             exits: ExitReason::ALL.to_vec(),
             initial: Vec::new(),
             rules: FilterSpec::new(Verdict::Allow),
@@ -155,11 +162,28 @@ impl MsrPlan {
     ///
     /// [`PlanError`] for rules that contradict a claim or cannot be compiled.
     pub fn filter_for(&self, rules: &FilterSpec) -> Result<MsrFilter, PlanError> {
-        self.bus.check_rules(&rules.rules)?;
-        let mut layers = vec![Layer::of_rules(rules.clone())];
+        let (_, _, filter) = self.with_own(Layer::of_rules(rules.clone()))?;
+        Ok(filter)
+    }
+
+    /// What another layer of the configuration's own rules makes with the devices, the models and the profile: the rules, where
+    /// each of them comes from, and the filter as KVM gets it.
+    ///
+    /// # Errors
+    ///
+    /// As [`filter_for`](Self::filter_for).
+    pub fn with_own(
+        &self,
+        own: Layer,
+    ) -> Result<(FilterSpec, Vec<RuleSource>, MsrFilter), PlanError> {
+        let rules = &own.spec.rules;
+        let contradicts = |error| in_source(error, &own.sources);
+        self.bus.check_rules(rules).map_err(contradicts)?;
+        let mut layers = vec![own];
         layers.extend_from_slice(&self.layers[1..]);
-        let (spec, ..) = derive(&self.bus, &layers);
-        spec.compile().map_err(PlanError::Compile)
+        let (spec, sources, _) = derive(&self.bus, &layers);
+        let filter = compile(&spec, &sources)?;
+        Ok((spec, sources, filter))
     }
 
     /// What each layer says of an access of one kind, and by which rule or default. A device's claim comes before all of them.
@@ -280,17 +304,7 @@ impl MsrPlanBuilder {
         }];
         layers.extend(self.layers);
         let (spec, sources, lost) = derive(&bus, &layers);
-        let filter = spec.compile().map_err(|error| match error {
-            CompileError::TooManyRanges {
-                needed,
-                suggestions,
-                ..
-            } if !suggestions.is_empty() => PlanError::TooManyRanges {
-                needed,
-                suggestions: source::suggestions(&spec, &sources, &suggestions),
-            },
-            error => PlanError::Compile(error),
-        })?;
+        let filter = compile(&spec, &sources)?;
         Ok(MsrPlan {
             bus: Arc::new(bus),
             spec,
@@ -298,6 +312,8 @@ impl MsrPlanBuilder {
             layers,
             lost,
             filter,
+            #[cfg(feature = "config")]
+            live: self.live,
             exits: self.exits,
             initial: self.initial,
             topology: self.context.topology,
@@ -306,6 +322,21 @@ impl MsrPlanBuilder {
             instruction_pointers: self.instruction_pointers,
         })
     }
+}
+
+/// The filter as KVM gets it.
+fn compile(spec: &FilterSpec, sources: &[RuleSource]) -> Result<MsrFilter, PlanError> {
+    spec.compile().map_err(|error| match error {
+        CompileError::TooManyRanges {
+            needed,
+            suggestions,
+            ..
+        } if !suggestions.is_empty() => PlanError::TooManyRanges {
+            needed,
+            suggestions: source::suggestions(spec, sources, &suggestions),
+        },
+        error => PlanError::Compile(error),
+    })
 }
 
 /// The claims are denied in the kernel, so that KVM asks; then comes what the layers allow together. Layers may allow what a

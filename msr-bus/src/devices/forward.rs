@@ -97,6 +97,10 @@ impl MsrDevice for Forward {
         self.msrs.clone()
     }
 
+    fn leaves_to_kvm(&self, _index: u32) -> bool {
+        true
+    }
+
     fn read(&self, access: &MsrAccess<'_>) -> Result<u64, GeneralProtection> {
         let value = access.cpu.kernel_msr(access.index);
         let value = value.map_err(|_| GeneralProtection)?;

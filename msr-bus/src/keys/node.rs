@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::LIVE;
+
 /// How deep tables may nest. Only a schema that refers to itself comes this far.
 pub(super) const MAX_DEPTH: usize = 8;
 
@@ -95,6 +97,11 @@ impl<'a> Node<'a> {
     pub(super) fn required(self) -> impl Iterator<Item = &'a str> {
         let names = self.get("required").and_then(Value::as_array);
         names.into_iter().flatten().filter_map(Value::as_str)
+    }
+
+    /// The keyword stands beside a reference, where there is one, so the alternatives are not looked at.
+    pub(super) fn is_live(self) -> bool {
+        self.get(LIVE).and_then(Value::as_bool).unwrap_or(false)
     }
 
     pub(super) fn is_required(self, key: &str) -> bool {

@@ -205,6 +205,7 @@ fn a_key_prints_its_type_default_and_wrapped_meaning() {
         key: "limit".into(),
         kind: "a whole number".into(),
         required: false,
+        live: false,
         default: Some(5.into()),
         description: "word ".repeat(30),
     };

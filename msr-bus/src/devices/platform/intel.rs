@@ -137,6 +137,11 @@ impl Intel {
         claims.into_iter().map(MsrRange::single).collect()
     }
 
+    /// KVM does the faulting of CPUID, so its register says whether.
+    pub(super) fn leaves_to_kvm(&self, index: u32) -> bool {
+        self.cpuid_faulting && index == MISC_FEATURES
+    }
+
     pub(super) fn read(&self, access: &MsrAccess<'_>) -> Result<u64, GeneralProtection> {
         let location = access.cpu.location();
         Ok(match access.index {

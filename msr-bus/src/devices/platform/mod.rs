@@ -76,6 +76,13 @@ impl MsrDevice for Platform {
         }
     }
 
+    fn leaves_to_kvm(&self, index: u32) -> bool {
+        match &self.vendor {
+            Vendor::Intel(intel) => intel.leaves_to_kvm(index),
+            Vendor::Amd(_) => false,
+        }
+    }
+
     fn read(&self, access: &MsrAccess<'_>) -> Result<u64, GeneralProtection> {
         match &self.vendor {
             Vendor::Intel(intel) => intel.read(access),

@@ -20,14 +20,19 @@ pub struct Config {
     /// CPU time of all the host's CPUs).
     pub source: Source,
     /// With "model": what each CPU draws without work, in W to a thousandth, up to 10000.
+    #[cfg_attr(feature = "config", schemars(extend("x-live" = true)))]
     pub idle_watts: f64,
     /// With "model": what each CPU draws at work, in W; at least `idle_watts`.
+    #[cfg_attr(feature = "config", schemars(extend("x-live" = true)))]
     pub busy_watts: f64,
     /// With "model": what each package draws besides its CPUs and its graphics, in W.
+    #[cfg_attr(feature = "config", schemars(extend("x-live" = true)))]
     pub package_watts: f64,
     /// With "model": what each package's memory draws, in W. Linux leaves out a domain whose counter stays at 0.
+    #[cfg_attr(feature = "config", schemars(extend("x-live" = true)))]
     pub dram_watts: f64,
     /// With "model" and "pp1": what each package's graphics draws, in W.
+    #[cfg_attr(feature = "config", schemars(extend("x-live" = true)))]
     pub pp1_watts: f64,
     /// Intel: each package's thermal design power, in W; the first power limit's reset value, and 5/6 of the second's.
     /// Unless given, what the package draws with every CPU at work.

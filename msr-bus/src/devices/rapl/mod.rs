@@ -82,7 +82,7 @@ const AMD: &[(u32, Domain, Kind)] = &[
 ];
 
 /// The version of [`State`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -132,6 +132,22 @@ impl Model for Rapl {
             }
         };
         Self::with_source(name, &config, source, context)
+    }
+
+    /// The counters go on from where they are. What the registers tell of the package's design stays as it is.
+    fn apply(
+        &self,
+        config: Config,
+        changed: &[&str],
+        context: &DeviceContext,
+    ) -> Result<(), String> {
+        let EnergySource::Model(model) = &self.source else {
+            let key = changed.first().unwrap_or(&"source");
+            return Err(format!("{key}: it counts with source = \"model\" alone"));
+        };
+        let domains = config.domains(context.cpu.vendor)?;
+        model.change(config.power(&domains)?);
+        Ok(())
     }
 }
 

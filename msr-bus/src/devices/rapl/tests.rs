@@ -13,6 +13,7 @@ use super::powercap::{self, Counter, Powercap, Zone};
 use super::*;
 use crate::devices::fixture::{Fixture, config};
 use crate::testing::{ICE_LAKE, ZEN_3};
+use crate::{DeviceConfig, DeviceModel};
 
 const TWO_PACKAGES: Topology = Topology {
     packages: 2,
@@ -262,13 +263,73 @@ fn a_restored_device_goes_on_where_the_saved_one_was() {
 }
 
 #[test]
+fn watts_that_are_set_count_from_then_on_and_outlive_a_restore() {
+    const PACKAGE: u32 = 0x611;
+    const DRAM: u32 = 0x619;
+    const KEYS: &str = "idle_watts = 1.0\nbusy_watts = 9.0\npackage_watts = 10.0\ndram_watts = 2.0\n\
+                        energy_unit = 0\ndram_energy_unit = 0";
+    let table = |keys: &str| toml::from_str::<toml::Table>(keys).unwrap();
+    let fixture = Fixture::new(ICE_LAKE, Topology::flat(2));
+    let build = |keys: &str| {
+        let config = DeviceConfig {
+            model: "rapl".into(),
+            name: None,
+            keys: table(keys),
+        };
+        let built = config.build_live(DeviceModel::all(), &fixture.context);
+        built.unwrap()
+    };
+    let (device, live) = build(KEYS);
+    let read = |device: &dyn MsrDevice, index| fixture.read(device, 0, index).unwrap();
+    // 10 s: 10 W and twice 1 W, and 8 W more for 5 s of CPU time.
+    fixture.pass(SECOND * 10, &[SECOND * 5]);
+    let info = read(&*device, 0x614);
+    assert_eq!((read(&*device, PACKAGE), read(&*device, DRAM)), (160, 20));
+    live.set(&table(
+        "busy_watts = 101.0\npackage_watts = 0.0\ndram_watts = 50.0",
+    ))
+    .unwrap();
+    assert_eq!((read(&*device, PACKAGE), read(&*device, DRAM)), (160, 20));
+    // Twice 1 W for 10 s, and 100 W more for 5 s.
+    fixture.pass(SECOND * 10, &[SECOND * 5]);
+    assert_eq!((read(&*device, PACKAGE), read(&*device, DRAM)), (680, 520));
+    // Less than before: the counters still go on.
+    live.set(&table("busy_watts = 1.0\ndram_watts = 0.0"))
+        .unwrap();
+    fixture.pass(SECOND * 10, &[SECOND * 5]);
+    assert_eq!((read(&*device, PACKAGE), read(&*device, DRAM)), (700, 520));
+    assert_eq!(read(&*device, 0x614), info);
+    assert_eq!(
+        live.set(&table("busy_watts = 0.5"))
+            .unwrap_err()
+            .to_string(),
+        "device `rapl`: busy_watts: 0.5 W is less than the 1 W of `idle_watts`"
+    );
+    // As a snapshot does it: the keys of the configuration, what was set since, and then the state.
+    let (restored, restored_live) = build(KEYS);
+    restored_live.set(&live.changes()).unwrap();
+    restored.restore(&device.save().unwrap()).unwrap();
+    assert_eq!(
+        (read(&*restored, PACKAGE), read(&*restored, DRAM)),
+        (700, 520)
+    );
+    assert_eq!(read(&*restored, 0x614), info);
+    fixture.pass(SECOND * 10, &[SECOND * 5]);
+    assert_eq!(
+        (read(&*restored, PACKAGE), read(&*restored, DRAM)),
+        (720, 520)
+    );
+    assert_eq!(read(&*device, PACKAGE), 720);
+}
+
+#[test]
 fn a_state_that_does_not_fit_changes_nothing() {
     let (fixture, device) = ice_lake("", Topology::flat(2));
     fixture.pass(SECOND, &[]);
     let before = device.save();
     let (_, other) = ice_lake("", Topology::flat(3));
     let reserved = serde_json::json!({
-        "energy": { "model": { "now": 0, "cpu_time": [0, 0] } },
+        "energy": { "model": { "clock": { "now": 0, "cpu_time": [0, 0] }, "before": vec![[0, 0]; 5] } },
         "limits": [[[1u64 << 24, 0], [0, 0], [0, 0], [0, 0]]],
     });
     for state in [

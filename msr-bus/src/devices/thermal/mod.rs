@@ -9,28 +9,28 @@
 //! | 0x1b2 | `IA32_PACKAGE_THERM_INTERRUPT` | package |
 //!
 //! A sensor shows how many degrees it is below TjMax. Its status bits follow the temperature, its log bits
-//! stay set until software writes them as 0. Both are brought up to date when software looks: what came
-//! and went between two looks is not seen, and what still holds is logged again. No interrupt is ever
-//! delivered, and nothing throttles.
+//! stay set until software writes them as 0. Both are brought up to date when software looks, and when the
+//! temperature is set from outside: what came and went otherwise between two looks is not seen, and what still
+//! holds is logged again. No interrupt is ever delivered, and nothing throttles.
 //!
 //! AMD has no such MSRs; its sensors are behind PCI.
 
+mod config;
 mod source;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use msr_filter::MsrRange;
 use serde::{Deserialize, Serialize};
 
-use self::source::{Heat, HeatConfig, HeatState, Host, Place, Temperature};
-use super::host;
+pub use self::config::{Config, Source};
+use self::source::{HeatState, Place, Temperature};
 use crate::{
     CpuLocation, CpuVendor, DeviceContext, DeviceState, GeneralProtection, Model, MsrAccess,
-    MsrDevice, PerScope, RestoreError, Scope, Syscall,
+    MsrDevice, PerScope, RestoreError, Scope, Syscall, VcpuId,
 };
 
 const THERM_INTERRUPT: u32 = 0x19b; // IA32_THERM_INTERRUPT
@@ -65,60 +65,6 @@ const PACKAGE_INTERRUPT_BITS: u64 = INTERRUPT_BITS & !(1 << 3);
 /// The version of [`State`].
 const VERSION: u32 = 1;
 
-/// The keys of a `[[msr.device]]` with `type = "thermal"`.
-#[derive(Clone, Debug, Deserialize)]
-#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// TjMax, the temperature at which a processor throttles itself, in degrees Celsius, 1 to 150.
-    pub tjmax: u32,
-    /// Where temperatures come from: "constant" (`celsius`), "model" (between `idle_celsius` and `busy_celsius`, by the
-    /// CPU time that each core's vCPUs really get) or "hwmon" (a sensor of the host).
-    pub source: Source,
-    /// With "constant": the temperature, in degrees Celsius, -100 to 200.
-    pub celsius: f64,
-    /// With "model": where a core without work ends up, in degrees Celsius, -100 to 200.
-    pub idle_celsius: f64,
-    /// With "model": where a core at work ends up, in degrees Celsius; at least `idle_celsius`.
-    pub busy_celsius: f64,
-    /// With "model": how slowly a core warms up and cools down, in seconds up to 3600: after this time it has come
-    /// 63 % of the way.
-    pub seconds: f64,
-    /// With "hwmon": the host's sensor, such as "/sys/class/hwmon/hwmon2/temp1_input".
-    pub hwmon: Option<PathBuf>,
-    /// With "hwmon": how often the sensor is read, in seconds from 0.001 to 3600. Reading one can take long, and the
-    /// temperature tells of the host's other work too.
-    pub hwmon_seconds: f64,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            tjmax: 100,
-            source: Source::Model,
-            celsius: 40.0,
-            idle_celsius: 35.0,
-            busy_celsius: 70.0,
-            seconds: 10.0,
-            hwmon: None,
-            hwmon_seconds: 1.0,
-        }
-    }
-}
-
-/// Where temperatures come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Source {
-    /// One temperature for ever.
-    Constant,
-    /// CPU time.
-    Model,
-    /// A sensor of the host.
-    Hwmon,
-}
-
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
@@ -139,7 +85,8 @@ struct Sensor {
 pub struct Thermal {
     name: String,
     tjmax: u32,
-    temperature: Temperature,
+    /// Replaced where the source is set while the guest runs.
+    temperature: RwLock<Temperature>,
     cores: PerScope<Sensor>,
     packages: PerScope<Sensor>,
 }
@@ -170,65 +117,38 @@ impl Model for Thermal {
             context,
         ))
     }
-}
 
-impl Config {
-    fn temperature(&self, context: &DeviceContext) -> Result<Temperature, String> {
-        match self.source {
-            Source::Constant => {
-                let millidegrees = microdegrees("celsius", self.celsius)? / 1000;
-                Ok(Temperature::Constant(millidegrees))
-            }
-            Source::Model => {
-                let idle = microdegrees("idle_celsius", self.idle_celsius)?;
-                let busy = microdegrees("busy_celsius", self.busy_celsius)?;
-                if busy < idle {
-                    return Err(format!(
-                        "busy_celsius: {} is less than the {} of `idle_celsius`",
-                        self.busy_celsius, self.idle_celsius
-                    ));
-                }
-                let seconds = self.seconds;
-                if !(0.001..=3600.0).contains(&seconds) {
-                    return Err(format!("seconds: {seconds} is not between 0.001 and 3600"));
-                }
-                let config = HeatConfig {
-                    idle,
-                    busy,
-                    time_constant: seconds * 1e9,
-                };
-                Ok(Temperature::Model(Heat::new(config, context)))
-            }
-            Source::Hwmon => {
-                let path = self.hwmon.as_ref().ok_or(
-                    "hwmon: name the host's sensor, such as \"/sys/class/hwmon/hwmon2/temp1_input\"",
-                )?;
-                let period = host::period("hwmon_seconds", self.hwmon_seconds)?;
-                log::warn!(
-                    "thermal: the guest is shown the host's temperature, read every {} s, which tells it of the host's \
-                     other work",
-                    self.hwmon_seconds
-                );
-                let host = File::open(path)
-                    .and_then(|file| Host::new(Box::new(file), period, context.clock.clone()));
-                host.map(Temperature::Host)
-                    .map_err(|e| format!("hwmon: cannot read {}: {e}", path.display()))
-            }
+    /// The sensors are looked at with the new temperature, so that the log bits tell of it even if it is set again before
+    /// software looks.
+    fn apply(
+        &self,
+        config: Config,
+        changed: &[&str],
+        context: &DeviceContext,
+    ) -> Result<(), String> {
+        config.check_change(changed)?;
+        let next = config.temperature(context)?;
+        self.temperature
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .change(next);
+        for vcpu in (0..context.topology.vcpus()).map(VcpuId) {
+            let location = context.topology.locate(vcpu);
+            self.status(Place::Core, location);
+            self.status(Place::Package, location);
         }
-    }
-}
-
-fn microdegrees(key: &str, celsius: f64) -> Result<i64, String> {
-    if (-100.0..=200.0).contains(&celsius) {
-        Ok((celsius * 1e6).round() as i64)
-    } else {
-        Err(format!(
-            "{key}: {celsius} is not between -100 and 200 degrees Celsius"
-        ))
+        Ok(())
     }
 }
 
 impl Thermal {
+    fn temperature(&self) -> RwLockReadGuard<'_, Temperature> {
+        // It is replaced in one assignment.
+        self.temperature
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn with_temperature(
         name: String,
         tjmax: u32,
@@ -239,7 +159,7 @@ impl Thermal {
         Self {
             name,
             tjmax,
-            temperature,
+            temperature: RwLock::new(temperature),
             cores: sensors(Scope::Core),
             packages: sensors(Scope::Package),
         }
@@ -255,7 +175,7 @@ impl Thermal {
     /// Looks at a sensor, logs what it says, and gives its status register.
     fn status(&self, place: Place, location: CpuLocation) -> u64 {
         let sensor = self.sensor(place, location);
-        let below = i64::from(self.tjmax) * 1000 - self.temperature.millidegrees(place, location);
+        let below = i64::from(self.tjmax) * 1000 - self.temperature().millidegrees(place, location);
         // Whole degrees, the part of one that is left counting as one: not yet at the next.
         let readout = (below.saturating_add(999) / 1000).clamp(0, 0x7f) as u64;
         let interrupt = sensor.interrupt.load(Ordering::Relaxed);
@@ -343,7 +263,7 @@ impl MsrDevice for Thermal {
             registers.collect()
         };
         let state = State {
-            heat: self.temperature.save(),
+            heat: self.temperature().save(),
             cores: registers(&self.cores),
             packages: registers(&self.packages),
         };
@@ -365,14 +285,14 @@ impl MsrDevice for Thermal {
                 ));
             }
         }
-        self.temperature.check(state.heat.as_ref())?;
+        self.temperature().check(state.heat.as_ref())?;
         for (sensors, saved, _) in scopes {
             for (sensor, [interrupt, log]) in sensors.iter().zip(saved) {
                 sensor.interrupt.store(*interrupt, Ordering::Relaxed);
                 sensor.log.store(*log, Ordering::Relaxed);
             }
         }
-        self.temperature.restore(state.heat);
+        self.temperature().restore(state.heat);
         Ok(())
     }
 }

@@ -39,6 +39,14 @@ impl Temperature {
         }
     }
 
+    /// Becomes `next`. A model goes on from the temperatures that its cores have, as far as they are possible now.
+    pub(super) fn change(&mut self, next: Self) {
+        if let (Self::Model(heat), Self::Model(next)) = (&mut *self, &next) {
+            return heat.change(next.config);
+        }
+        *self = next;
+    }
+
     pub(super) fn save(&self) -> Option<HeatState> {
         match self {
             Self::Model(heat) => Some(heat.save()),
@@ -238,6 +246,17 @@ impl Heat {
             now,
             cpu_time,
         };
+    }
+
+    /// From now on the model has another `config`.
+    fn change(&mut self, config: HeatConfig) {
+        let mut cores = self.cores().clone();
+        for (number, core) in (0..).zip(&mut cores) {
+            self.advance(core, number);
+            core.microdegrees = core.microdegrees.clamp(config.idle, config.busy);
+        }
+        *self.cores() = cores;
+        self.config = config;
     }
 
     fn save(&self) -> HeatState {

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::source::Thermometer;
+use super::source::{Host, Thermometer};
 use super::*;
-use crate::Topology;
 use crate::devices::fixture::{Fixture, config};
 use crate::testing::{ICE_LAKE, ZEN_3};
+use crate::{ConfigError, DeviceConfig, DeviceModel, Topology};
 
 const TOPOLOGY: Topology = Topology {
     packages: 2,
@@ -275,6 +275,73 @@ fn a_restored_device_answers_as_the_saved_one_and_no_other() {
         ));
         assert_eq!(device.save(), before);
     }
+}
+
+fn table(keys: &str) -> toml::Table {
+    toml::from_str(keys).unwrap()
+}
+
+#[test]
+fn temperatures_change_while_the_guest_runs_and_what_cannot_be_is_refused_as_in_a_file() {
+    let fixture = Fixture::new(ICE_LAKE, TOPOLOGY);
+    let config = DeviceConfig {
+        model: "thermal".into(),
+        name: None,
+        keys: table("source = 'constant'\ncelsius = 40"),
+    };
+    let (device, live) = config
+        .build_live(DeviceModel::all(), &fixture.context)
+        .unwrap();
+    let read = |status| fixture.read(&*device, 0, status).unwrap();
+    assert_eq!(read(THERM_STATUS) >> 16 & 0x7f, 60);
+    live.set(&table("celsius = 95")).unwrap();
+    assert_eq!(read(THERM_STATUS) >> 16 & 0x7f, 5);
+    // At TjMax it throttles, and the log stays when it is over.
+    live.set(&table("celsius = 100")).unwrap();
+    assert_eq!(read(PACKAGE_THERM_STATUS) & 0b1111, 0b1111);
+    live.set(&table("celsius = 50")).unwrap();
+    assert_eq!(read(PACKAGE_THERM_STATUS) & 0b1111, 0b1010);
+    // Also where software did not look in between.
+    assert_eq!(read(THERM_STATUS) & 0b1111, 0b1010);
+    for (keys, message) in [
+        (
+            "celsius = 1000",
+            "device `thermal`: celsius: 1000 is not between -100 and 200 degrees Celsius",
+        ),
+        (
+            "tjmax = 90",
+            "device `thermal`: `tjmax` cannot change while the guest runs; \
+             these can: busy_celsius, celsius, idle_celsius, seconds, source",
+        ),
+        (
+            "idle_celsius = 30",
+            "device `thermal`: idle_celsius: it counts with source = \"model\"; set that too",
+        ),
+        (
+            "source = 'model'\nidle_celsius = 80",
+            "device `thermal`: busy_celsius: 70 is less than the 80 of `idle_celsius`",
+        ),
+        (
+            "source = 'hwmon'",
+            "device `thermal`: source: the host's sensor is opened when the VM starts; \"constant\" and \"model\" can be set \
+             while the guest runs",
+        ),
+    ] {
+        assert_eq!(live.set(&table(keys)).unwrap_err().to_string(), message);
+        assert_eq!(read(THERM_STATUS) >> 16 & 0x7f, 50);
+    }
+    let kind = live.set(&table("celsius = 'hot'")).unwrap_err();
+    assert!(matches!(kind, ConfigError::Value { key, .. } if key == "celsius"));
+    // Another source, with its own keys.
+    live.set(&table(
+        "source = 'model'\nidle_celsius = 60\nbusy_celsius = 90",
+    ))
+    .unwrap();
+    assert_eq!(read(THERM_STATUS) >> 16 & 0x7f, 40);
+    live.set(&table("idle_celsius = 70")).unwrap();
+    assert_eq!(read(THERM_STATUS) >> 16 & 0x7f, 30);
+    let expected = table("source = 'model'\ncelsius = 50\nidle_celsius = 70\nbusy_celsius = 90");
+    assert_eq!(live.current(), expected);
 }
 
 proptest! {
