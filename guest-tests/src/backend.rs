@@ -22,6 +22,7 @@ const FORWARDED: &[&str] = &[
     "PROPTEST_CASES",
     "SEED",
     "KILLS",
+    "SNAPSHOTS",
     "VERBOSE",
 ];
 

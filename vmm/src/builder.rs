@@ -15,14 +15,16 @@ use crate::cpu::topology::apic_id;
 use crate::cpu::{ByEffect, Cpuid, HostCpu, OnUnoffered, Unoffered};
 use crate::cpu::{msrs, pmu};
 use crate::devices::virtio;
+use crate::devices::virtio::block::DiskConfig;
 use crate::machine::{Machine, create_interrupt_controllers, virtio_devices};
 use crate::memory;
 use crate::sandbox::ThreadFilters;
 use crate::shutdown::shutdown_channel;
+use crate::snapshot::{self, Devices, SaveContext, Snapshot};
 use crate::timing::{BootEvent, BootTiming};
 use crate::vcpu::Vcpu;
 use crate::vm::{Vm, VmError};
-use msr_kvm::{LostRule, MsrPlan, RefusedMsrs, RuleSource, VmMsrs};
+use msr_kvm::{LostRule, MsrPlan, PlanError, RefusedMsrs, RuleSource, VmMsrs};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Collects what a VM is made of, beyond its configuration.
@@ -36,6 +38,8 @@ pub struct VmBuilder {
     instruction_pointers: bool,
     at_stop: Option<AtStop>,
     filters: ThreadFilters,
+    snapshot: Option<Snapshot>,
+    changed_disks: bool,
 }
 
 /// What a vCPU's thread does last; see [`VmBuilder::at_stop`].
@@ -63,6 +67,8 @@ impl VmBuilder {
             instruction_pointers: false,
             at_stop: None,
             filters: ThreadFilters::default(),
+            snapshot: None,
+            changed_disks: false,
         }
     }
 
@@ -72,6 +78,29 @@ impl VmBuilder {
     pub fn device_model(mut self, model: DeviceModel) -> Self {
         self.models.retain(|other| other.name() != model.name());
         self.models.push(model);
+        self
+    }
+
+    /// The VM that `snapshot` has saved, to be carried on. MSR devices that were added to it by
+    /// [`msr_device`](Self::msr_device) must be added again.
+    pub fn restore(snapshot: Snapshot) -> Self {
+        Self {
+            snapshot: Some(snapshot.clone()),
+            ..Self::new(snapshot.config().clone())
+        }
+    }
+
+    /// Gives a restored VM other disks, as many as it had and each as large: copies of those that it had.
+    #[must_use]
+    pub fn disks(mut self, disks: Vec<DiskConfig>) -> Self {
+        self.config.vm.disks = disks;
+        self
+    }
+
+    /// Restores a VM although its disks were written to since. What the guest keeps in memory of them is wrong then.
+    #[must_use]
+    pub fn changed_disks(mut self) -> Self {
+        self.changed_disks = true;
         self
     }
 
@@ -139,7 +168,9 @@ impl VmBuilder {
         let config = self.config;
         config.vm.check()?;
         let topology = config.vm.topology()?;
-        let kernel = config.vm.kernel.as_deref().ok_or(ConfigError::NoKernel)?;
+        if let Some(snapshot) = &self.snapshot {
+            snapshot.check_disks(&config.vm, self.changed_disks)?;
+        }
         let devices = virtio_devices(&config.vm)?;
         let mut plan = MsrPlan::builder(topology, config.cpu.cpu_identity()?)
             .config(&config.msr, &self.models)?;
@@ -155,15 +186,22 @@ impl VmBuilder {
         let plan = plan.build()?;
         warn_of_lost(&plan.lost);
 
-        let memory = memory::map(&config.vm)?;
-        let loading = Loading::start(
-            memory.clone(),
-            kernel.to_owned(),
-            config.vm.kaslr,
-            config.vm.initrd.clone(),
-            timing.clone(),
-        )
-        .map_err(VmError::host("cannot start a thread"))?;
+        let (memory, loading) = match &self.snapshot {
+            Some(snapshot) => (snapshot.map_memory(&config.vm)?, None),
+            None => {
+                let kernel = config.vm.kernel.clone().ok_or(ConfigError::NoKernel)?;
+                let memory = memory::map(&config.vm)?;
+                let loading = Loading::start(
+                    memory.clone(),
+                    kernel,
+                    config.vm.kaslr,
+                    config.vm.initrd.clone(),
+                    timing.clone(),
+                );
+                let loading = loading.map_err(VmError::host("cannot start a thread"))?;
+                (memory, Some(loading))
+            }
+        };
         mark(BootEvent::MsrPlan);
 
         let kvm = Kvm::new().map_err(VmError::Open)?;
@@ -199,8 +237,10 @@ impl VmBuilder {
         let has_msr = |index| msrs.plan().has_msr(index);
         let cpuid = Cpuid::new(&host, &config.cpu, topology, &has_msr)?;
         warn_of_unoffered(cpuid.unoffered(), config.cpu.unoffered);
+        let mut leaves = Vec::with_capacity(fds.len());
         for (id, fd) in (0..).map(VcpuId).zip(&fds) {
-            fd.set_cpuid2(&cpuid.for_vcpu(id))
+            let cpuid = cpuid.for_vcpu(id);
+            fd.set_cpuid2(&cpuid)
                 .map_err(VmError::kvm("KVM_SET_CPUID2"))?;
             msrs::set(fd)?;
             // The vCPUs are alike.
@@ -215,35 +255,73 @@ impl VmBuilder {
                     RefusedMsrs(&refused)
                 );
             }
+            leaves.push(snapshot::leaves(&cpuid));
         }
+        let tsc_khz = match &self.snapshot {
+            Some(snapshot) => {
+                snapshot.check_cpuid(&leaves)?;
+                snapshot.set_tsc_khz(&fds, host.tsc_khz)?
+            }
+            None => host.tsc_khz,
+        };
+        msrs.clock().set_tsc_khz(tsc_khz);
         mark(BootEvent::Vcpus);
 
-        let rsdp = acpi::write(
-            &memory,
-            &AcpiConfig {
-                topology,
-                virtio: &machine
-                    .virtio
-                    .iter()
-                    .map(|d| d.slot().into())
-                    .collect::<Vec<_>>(),
-                i8042: false,
-            },
-        )?;
-        let images = loading.finish()?;
-        let mut cmdline = config.vm.cmdline.clone();
-        if !images.is_linux() {
-            // The default is for Linux.
-            if cmdline == DEFAULT_CMDLINE {
-                cmdline.clear();
-            }
-        } else if let Some(parameters) = cpuid.kernel_parameters() {
-            cmdline = format!("{cmdline} {parameters}");
+        if let Some(snapshot) = &self.snapshot {
+            let devices = Devices {
+                console: &machine.console,
+                power: &machine.power,
+                rtc: &machine.rtc,
+                pci: &machine.pci,
+                virtio: &machine.virtio,
+                bus: msrs.bus(),
+            };
+            snapshot.restore(&kvm, &vm, &fds, &devices, &msrs.plan().live)?;
         }
-        let entry = images.write_boot_data(&memory, &cmdline, Some(rsdp))?;
-        boot::registers::set(&fds[0], &entry)?;
+        let mut loaded = None;
+        if let Some(loading) = loading {
+            let rsdp = acpi::write(
+                &memory,
+                &AcpiConfig {
+                    topology,
+                    virtio: &machine
+                        .virtio
+                        .iter()
+                        .map(|d| d.slot().into())
+                        .collect::<Vec<_>>(),
+                    i8042: false,
+                },
+            )?;
+            let images = loading.finish()?;
+            let mut cmdline = config.vm.cmdline.clone();
+            if !images.is_linux() {
+                // The default is for Linux.
+                if cmdline == DEFAULT_CMDLINE {
+                    cmdline.clear();
+                }
+            } else if let Some(parameters) = cpuid.kernel_parameters() {
+                cmdline = format!("{cmdline} {parameters}");
+            }
+            let entry = images.write_boot_data(&memory, &cmdline, Some(rsdp))?;
+            boot::registers::set(&fds[0], &entry)?;
+            loaded = Some(images);
+        }
         mark(BootEvent::Built);
 
+        let mut saved = config;
+        // The file may change until a snapshot is restored.
+        let profile = saved.msr.profile_layer().map_err(PlanError::from)?;
+        saved.msr.layers.extend(profile);
+        saved.msr.profile = None;
+        let save_context = SaveContext {
+            kvm,
+            config: saved,
+            cpuid: leaves,
+            tsc_khz,
+            memory: memory.clone(),
+            rtc: machine.rtc.clone(),
+            pci: machine.pci.clone(),
+        };
         let control = Arc::new(Control::new(fds.len()));
         let vcpus = (0..)
             .zip(fds)
@@ -262,8 +340,7 @@ impl VmBuilder {
             .collect::<Result<Vec<_>, VmError>>()?;
         Ok(Vm {
             fd: vm,
-            memory,
-            images,
+            images: loaded,
             msrs,
             vcpus,
             control,
@@ -272,6 +349,8 @@ impl VmBuilder {
             shutdown_receiver,
             timing,
             filters: self.filters,
+            save_context: Arc::new(save_context),
+            restored: self.snapshot.is_some(),
         })
     }
 }

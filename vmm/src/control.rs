@@ -1,34 +1,33 @@
 //! Pausing and stopping vCPUs that spend their time in KVM_RUN.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::ptr;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
-use msr_bus::VcpuId;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
-use crate::vcpu_report::VcpuReport;
+/// Work for the thread of a vCPU, a `V`, done while it stands still.
+pub(crate) type Task<V> = Box<dyn FnOnce(&mut V) + Send>;
 
 /// What a vCPU is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
+pub(crate) enum Command<V> {
     /// Execute the guest.
     Run,
     /// End its thread.
     Stop,
+    /// Do this, and ask again.
+    Do(Task<V>),
 }
 
 /// What all vCPUs of a VM are to do, and how many of them stand still.
-pub(crate) struct Control {
-    state: Mutex<State>,
+pub(crate) struct Control<V> {
+    state: Mutex<State<V>>,
     changed: Condvar,
-    /// Held by who collects reports.
-    collecting: Mutex<()>,
 }
 
-struct State {
+struct State<V> {
     stopping: bool,
     /// Pauses in force: the vCPUs stand still until each of them is over.
     pauses: usize,
@@ -36,51 +35,23 @@ struct State {
     parked: usize,
     /// vCPUs whose threads have not ended.
     alive: usize,
-    /// By vCPU: whether it owes a report.
-    asked: Vec<bool>,
-    /// The reports that the last call of [`Control::reports`] asked for, as far as they are there.
-    reports: Vec<VcpuReport>,
+    /// What each vCPU's thread has to do besides; `None` once it has ended.
+    tasks: Box<[Option<VecDeque<Task<V>>>]>,
 }
 
-impl Control {
+impl<V> Control<V> {
     pub(crate) fn new(vcpus: usize) -> Self {
         let state = State {
             stopping: false,
             pauses: 0,
             parked: 0,
             alive: vcpus,
-            asked: vec![false; vcpus],
-            reports: Vec::new(),
+            tasks: (0..vcpus).map(|_| Some(VecDeque::new())).collect(),
         };
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
-            collecting: Mutex::new(()),
         }
-    }
-
-    /// Asks every vCPU for a report of itself, by `kick`, and returns those that come within `limit`: one that a device
-    /// holds up sends none.
-    pub(crate) fn reports(&self, kick: impl FnOnce(), limit: Duration) -> Vec<VcpuReport> {
-        // There is nothing in it to be inconsistent.
-        let _collecting = self
-            .collecting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.state();
-        state.reports.clear();
-        state.asked.fill(true);
-        drop(state);
-        self.changed.notify_all();
-        kick();
-        let incomplete = |state: &mut State| state.reports.len() < state.alive && !state.stopping;
-        let (mut state, _) = self
-            .changed
-            .wait_timeout_while(self.state(), limit, incomplete)
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut reports = std::mem::take(&mut state.reports);
-        reports.sort_by_key(|report| report.vcpu.0);
-        reports
     }
 
     /// Begins a pause. The vCPUs learn of it when they are kicked.
@@ -101,67 +72,71 @@ impl Control {
         self.changed.notify_all();
     }
 
+    /// Gives a vCPU's thread something to do, paused or not. It learns of it when it is kicked. A vCPU that has ended, or ends
+    /// before it comes to it, drops the task.
+    pub(crate) fn submit(&self, vcpu: usize, task: Task<V>) {
+        let mut state = self.state();
+        if let Some(Some(tasks)) = state.tasks.get_mut(vcpu) {
+            tasks.push_back(task);
+            self.changed.notify_all();
+        }
+    }
+
     /// Waits until every vCPU that still lives stands still, or need not.
     pub(crate) fn wait_parked(&self) {
-        let waiting =
-            |state: &mut State| state.parked < state.alive && state.pauses > 0 && !state.stopping;
+        let waiting = |state: &mut State<V>| {
+            state.parked < state.alive && state.pauses > 0 && !state.stopping
+        };
         drop(self.wait_while(self.state(), waiting));
     }
 
-    /// What a kicked vCPU does: reports where it is asked to, stands still for as long as it should, then returns whether
-    /// to go on.
-    ///
-    /// `pausing` is called before it stands still because of a pause.
-    pub(crate) fn checkpoint(
-        &self,
-        vcpu: VcpuId,
-        report: impl Fn() -> VcpuReport,
-        pausing: impl FnOnce(),
-    ) -> Command {
-        let vcpu = vcpu.0 as usize;
-        let paused = |state: &State| state.pauses > 0 && !state.stopping;
+    /// What a kicked vCPU does: stands still for as long as it should, then returns what to do.
+    pub(crate) fn checkpoint(&self, vcpu: usize) -> Command<V> {
         let mut state = self.state();
-        if paused(&state) {
-            pausing();
-        }
         loop {
-            if std::mem::take(&mut state.asked[vcpu]) {
-                state.reports.push(report());
-                self.changed.notify_all();
+            if state.stopping {
+                return Command::Stop;
             }
-            if !paused(&state) {
-                break;
+            if let Some(task) = state.tasks[vcpu].as_mut().and_then(VecDeque::pop_front) {
+                return Command::Do(task);
+            }
+            if state.pauses == 0 {
+                return Command::Run;
             }
             state.parked += 1;
             self.changed.notify_all();
-            state = self.wait_while(state, |state| paused(state) && !state.asked[vcpu]);
+            let waiting = |state: &mut State<V>| {
+                let idle = state.tasks[vcpu].as_ref().is_none_or(VecDeque::is_empty);
+                state.pauses > 0 && !state.stopping && idle
+            };
+            state = self.wait_while(state, waiting);
             state.parked -= 1;
-        }
-        if state.stopping {
-            Command::Stop
-        } else {
-            Command::Run
         }
     }
 
     /// What a vCPU's thread does last.
-    pub(crate) fn leave(&self) {
-        self.state().alive -= 1;
+    pub(crate) fn leave(&self, vcpu: usize) {
+        let mut state = self.state();
+        state.alive -= 1;
+        let tasks = state.tasks[vcpu].take();
         self.changed.notify_all();
+        drop(state);
+        // Whoever waits for one of them learns now that it will not be done.
+        drop(tasks);
     }
 
     fn wait_while<'a>(
         &self,
-        state: MutexGuard<'a, State>,
-        condition: impl FnMut(&mut State) -> bool,
-    ) -> MutexGuard<'a, State> {
+        state: MutexGuard<'a, State<V>>,
+        condition: impl FnMut(&mut State<V>) -> bool,
+    ) -> MutexGuard<'a, State<V>> {
         self.changed
             .wait_while(state, condition)
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Plain integers that are consistent after every statement.
+    fn state(&self) -> MutexGuard<'_, State<V>> {
+        // Consistent after every statement, and no task runs while it is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -223,39 +198,54 @@ impl Drop for Kickable {
 
 #[cfg(test)]
 mod tests {
-    use crate::fault::VcpuRegisters;
-    use crate::vcpu_report::Activity;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
     use super::*;
 
-    fn report(vcpu: u32) -> VcpuReport {
-        VcpuReport {
-            vcpu: VcpuId(vcpu),
-            activity: Activity::Running,
-            exits: 7,
-            registers: VcpuRegisters {
-                registers: None,
-                instruction: Vec::new(),
-            },
-        }
-    }
-
-    /// A thread that counts, as a vCPU executes, and looks at the control all the time.
+    /// Threads that count, as vCPUs execute, and look at the control all the time.
     fn counting(
-        control: &Arc<Control>,
-        vcpu: u32,
+        control: &Arc<Control<usize>>,
+        vcpu: usize,
         count: &Arc<AtomicUsize>,
     ) -> thread::JoinHandle<()> {
         let (control, count) = (control.clone(), count.clone());
         thread::spawn(move || {
-            while control.checkpoint(VcpuId(vcpu), || report(vcpu), || {}) == Command::Run {
-                count.fetch_add(1, Ordering::Relaxed);
+            loop {
+                match control.checkpoint(vcpu) {
+                    Command::Run => drop(count.fetch_add(1, Ordering::Relaxed)),
+                    Command::Do(task) => task(&mut vcpu.clone()),
+                    Command::Stop => break,
+                }
             }
-            control.leave();
+            control.leave(vcpu);
         })
+    }
+
+    #[test]
+    fn a_task_is_done_by_its_vcpu_paused_or_not_and_dropped_by_one_that_has_ended() {
+        let control = Arc::new(Control::new(2));
+        let count = Arc::new(AtomicUsize::new(0));
+        let threads = [0, 1].map(|vcpu| counting(&control, vcpu, &count));
+        let ask = |vcpu: usize| {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let task = move |vcpu: &mut usize| sender.send(*vcpu).unwrap();
+            control.submit(vcpu, Box::new(task));
+            receiver.recv().ok()
+        };
+        assert_eq!([ask(0), ask(1), ask(2)], [Some(0), Some(1), None]);
+        control.begin_pause();
+        control.wait_parked();
+        let paused_at = count.load(Ordering::Relaxed);
+        assert_eq!([ask(1), ask(0)], [Some(1), Some(0)]);
+        assert_eq!(count.load(Ordering::Relaxed), paused_at);
+        control.wait_parked();
+        control.stop();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!([ask(0), ask(1)], [None, None]);
     }
 
     #[test]
@@ -288,43 +278,12 @@ mod tests {
     }
 
     #[test]
-    fn every_vcpu_that_lives_reports_whether_it_runs_or_is_paused() {
-        const LONG: Duration = Duration::from_secs(60);
-        let control = Arc::new(Control::new(3));
-        let count = Arc::new(AtomicUsize::new(0));
-        // The third has ended.
-        control.leave();
-        let threads = [0, 1].map(|vcpu| counting(&control, vcpu, &count));
-        let vcpus = || -> Vec<u32> {
-            let reports = control.reports(|| {}, LONG);
-            reports.iter().map(|report| report.vcpu.0).collect()
-        };
-        assert_eq!(vcpus(), [0, 1]);
-        control.begin_pause();
-        control.wait_parked();
-        let paused_at = count.load(Ordering::Relaxed);
-        assert_eq!(vcpus(), [0, 1]);
-        control.wait_parked();
-        assert_eq!(count.load(Ordering::Relaxed), paused_at);
-        control.stop();
-        for thread in threads {
-            thread.join().unwrap();
-        }
-    }
-
-    #[test]
-    fn reports_that_do_not_come_are_not_waited_for() {
-        let control = Control::new(1);
-        assert!(control.reports(|| {}, Duration::from_millis(1)).is_empty());
-    }
-
-    #[test]
     fn a_pause_waits_for_no_vcpu_that_has_ended_nor_for_one_that_ends() {
-        let control = Arc::new(Control::new(1));
-        control.leave();
+        let control = Arc::new(Control::<()>::new(1));
+        control.leave(0);
         control.begin_pause();
         control.wait_parked();
-        let control = Arc::new(Control::new(1));
+        let control = Arc::new(Control::<()>::new(1));
         control.begin_pause();
         let waiting = {
             let control = control.clone();
@@ -332,7 +291,6 @@ mod tests {
         };
         control.stop();
         waiting.join().unwrap();
-        let told = control.checkpoint(VcpuId(0), || report(0), || {});
-        assert_eq!(told, Command::Stop);
+        assert!(matches!(control.checkpoint(0), Command::Stop));
     }
 }

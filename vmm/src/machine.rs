@@ -31,6 +31,8 @@ pub(crate) struct Machine {
     pub(crate) io: Arc<IoManager>,
     pub(crate) console: Arc<Console>,
     pub(crate) power: Arc<PowerManagement>,
+    pub(crate) rtc: Arc<Rtc>,
+    pub(crate) pci: Arc<PciHostBridge>,
     pub(crate) virtio: Vec<Arc<MmioDevice>>,
 }
 
@@ -54,6 +56,8 @@ impl Machine {
         };
         let console = Console::with_filters(irq, output, filters.clone())
             .map_err(VmError::host("cannot make an eventfd"))?;
+        let rtc = Arc::new(Rtc::new());
+        let pci = Arc::new(PciHostBridge::default());
         let power = PowerManagement::new(vm.clone(), shutdown.clone());
 
         let mut io = IoManager::new();
@@ -70,8 +74,8 @@ impl Machine {
         };
         add(layout::COM1, 8, console.clone());
         add(layout::I8042, 5, Arc::new(I8042::new(shutdown.clone())));
-        add(layout::RTC, 2, Arc::new(Rtc::new()));
-        add(layout::PCI_CONFIG, 8, Arc::new(PciHostBridge::default()));
+        add(layout::RTC, 2, rtc.clone());
+        add(layout::PCI_CONFIG, 8, pci.clone());
         add(layout::PM1A_EVENT, 6, power.clone());
         add(
             layout::ACPI_RESET,
@@ -92,6 +96,8 @@ impl Machine {
             io: Arc::new(io),
             console,
             power,
+            rtc,
+            pci,
             virtio,
         })
     }

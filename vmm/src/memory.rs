@@ -44,14 +44,17 @@ pub enum MemoryError {
 /// [`MemoryError::Map`] and [`MemoryError::TooLarge`].
 pub fn map(config: &VmConfig) -> Result<GuestMemoryMmap, MemoryError> {
     let size = config.memory;
-    let low = size.0.min(layout::MMIO_HOLE);
-    let high = size.0 - low;
-    let regions = [(0, low), (layout::MMIO_HOLE_END, high)]
-        .into_iter()
-        .filter(|(_, length)| *length > 0)
+    let regions = ranges(size)
         .map(|(start, length)| region(config, start, length))
         .collect::<Result<Vec<_>, _>>()?;
     GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::TooLarge(size))
+}
+
+/// Where memory is: the start and the length of each range, in bytes.
+pub(crate) fn ranges(size: MemorySize) -> impl Iterator<Item = (u64, u64)> {
+    let low = size.0.min(layout::MMIO_HOLE);
+    let ranges = [(0, low), (layout::MMIO_HOLE_END, size.0 - low)];
+    ranges.into_iter().filter(|(_, length)| *length > 0)
 }
 
 fn region(config: &VmConfig, start: u64, length: u64) -> Result<GuestRegionMmap, MemoryError> {
@@ -127,7 +130,7 @@ fn prefer_huge_pages(mapping: &MmapRegion) {
 }
 
 /// A core dump of the VMM is for those who look after the VMM; what the guest keeps in its memory is not for them.
-fn keep_out_of_core_dumps(mapping: &MmapRegion) {
+pub(crate) fn keep_out_of_core_dumps(mapping: &MmapRegion) {
     // SAFETY: the range is mapped, and the advice changes nothing that can be seen in it.
     unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_DONTDUMP) };
 }

@@ -1,14 +1,15 @@
 //! A VM whose vCPUs run, and what can be done with it from outside.
 
 use std::fmt;
+use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 use msr_bus::{MsrBus, VcpuId};
-use msr_filter::{InstallError, MsrFilter};
-use msr_kvm::VmMsrs;
+use msr_filter::{FilterConfig, InstallError, MsrFilter};
+use msr_kvm::{MsrPlan, VmMsrs, VmMsrsError};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::Killable;
 
@@ -16,9 +17,12 @@ use crate::control::{Control, install_kick_handler, kick_signal};
 use crate::devices::power::PowerManagement;
 use crate::devices::serial::Console;
 use crate::devices::virtio::MmioDevice;
+use crate::filter_in_force::FilterInForce;
 use crate::sandbox::Role;
 use crate::shutdown::{ShutdownReason, ShutdownReceiver, ShutdownSender};
+use crate::snapshot::SaveContext;
 use crate::timing::BootEvent;
+use crate::vcpu::Vcpu;
 use crate::vcpu_report::VcpuReport;
 use crate::vm::{Vm, VmError};
 
@@ -28,11 +32,24 @@ const CONSOLE_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a vCPU may take to report.
 const REPORT_LIMIT: Duration = Duration::from_secs(1);
 
+/// A vCPU that is not there, or has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no {0} any more, or there never was: vCPUs are counted from 0")]
+pub struct VcpuGone(pub VcpuId);
+
+/// What is behind it is whole after every statement, so a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A handle to a running VM. Dropping it stops the VM.
 pub struct RunningVm {
     fd: Arc<VmFd>,
     msrs: VmMsrs,
-    control: Arc<Control>,
+    /// The filter that KVM has.
+    in_force: Mutex<Arc<FilterInForce>>,
+    started: Instant,
+    control: Arc<Control<Vcpu>>,
     threads: Vec<JoinHandle<()>>,
     console: Arc<Console>,
     power: Arc<PowerManagement>,
@@ -41,6 +58,7 @@ pub struct RunningVm {
     pauses: Mutex<usize>,
     shutdown: ShutdownSender,
     shutdown_receiver: ShutdownReceiver,
+    save_context: Arc<SaveContext>,
 }
 
 impl RunningVm {
@@ -49,7 +67,12 @@ impl RunningVm {
             .map_err(|error| VmError::host("cannot install a signal handler")(error.into()))?;
         let mut running = Self {
             fd: vm.fd,
+            in_force: Mutex::new(Arc::new(FilterInForce::of(
+                vm.msrs.plan(),
+                &vm.save_context.config.msr.filter,
+            ))),
             msrs: vm.msrs,
+            started: Instant::now(),
             control: vm.control,
             threads: Vec::with_capacity(vm.vcpus.len()),
             console: vm.machine.console,
@@ -58,6 +81,7 @@ impl RunningVm {
             pauses: Mutex::new(0),
             shutdown: vm.shutdown,
             shutdown_receiver: vm.shutdown_receiver,
+            save_context: vm.save_context,
         };
         for vcpu in vm.vcpus {
             let clock = running.msrs.clock().clone();
@@ -79,6 +103,9 @@ impl RunningVm {
             running
                 .threads
                 .push(thread.map_err(VmError::host("cannot start a vCPU thread"))?);
+        }
+        if vm.restored {
+            running.virtio.iter().for_each(|device| device.resume());
         }
         Ok(running)
     }
@@ -124,6 +151,11 @@ impl RunningVm {
         *pauses += 1;
         if *pauses == 1 {
             self.pause_vcpus();
+            for vcpu in (0..self.vcpus()).map(VcpuId) {
+                // So that a guest with kvmclock does not take the pause for a lockup. One without, and a vCPU that has
+                // ended, need nothing.
+                let _ = self.on_vcpu(vcpu, |vcpu| vcpu.fd.kvmclock_ctrl());
+            }
             self.virtio.iter().for_each(|device| device.pause());
         }
     }
@@ -138,9 +170,54 @@ impl RunningVm {
         *pauses = pauses.saturating_sub(1);
     }
 
+    /// A panic of a device while it is paused leaves the VM paused.
     fn pauses(&self) -> MutexGuard<'_, usize> {
-        // An integer; a panic of a device while it is paused leaves the VM paused.
-        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pauses)
+    }
+
+    /// Whether a pause is in force.
+    pub fn is_paused(&self) -> bool {
+        *self.pauses() > 0
+    }
+
+    /// Time since the vCPUs were started.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// How many vCPUs there are.
+    pub fn vcpus(&self) -> u32 {
+        // At most `MAX_CPUS`.
+        self.threads.len() as u32
+    }
+
+    /// The bus that answers MSR accesses, and the filter that the VM was built with.
+    pub fn msr_plan(&self) -> &MsrPlan {
+        self.msrs.plan()
+    }
+
+    /// The filter that KVM has now.
+    pub fn filter_in_force(&self) -> Arc<FilterInForce> {
+        lock(&self.in_force).clone()
+    }
+
+    /// Has a vCPU's thread do something while the vCPU stands still, paused or not, and waits for it.
+    ///
+    /// Not for an MSR device to call: its vCPU would wait for itself.
+    pub(crate) fn on_vcpu<R: Send + 'static>(
+        &self,
+        vcpu: VcpuId,
+        work: impl FnOnce(&mut Vcpu) -> R + Send + 'static,
+    ) -> Result<R, VcpuGone> {
+        let place = vcpu.0 as usize;
+        let thread = self.threads.get(place).ok_or(VcpuGone(vcpu))?;
+        let (sender, receiver) = sync_channel(1);
+        // The receiver waits below.
+        let task = move |vcpu: &mut Vcpu| drop(sender.send(work(vcpu)));
+        self.control.submit(place, Box::new(task));
+        // A thread that has ended has dropped the task.
+        let _ = thread.kill(kick_signal());
+        receiver.recv().map_err(|_| VcpuGone(vcpu))
     }
 
     fn pause_vcpus(&self) {
@@ -156,8 +233,28 @@ impl RunningVm {
     ///
     /// [`InstallError`]; the old filter then stays.
     pub fn set_msr_filter(&self, filter: &MsrFilter) -> Result<(), InstallError> {
+        self.put_in_force(FilterInForce::compiled(filter))
+    }
+
+    /// Replaces the configuration's own rules of the filter: what devices claim stays denied, and models and the profile narrow
+    /// these as they did the first. The vCPUs stop for it as in [`set_msr_filter`](Self::set_msr_filter).
+    ///
+    /// # Errors
+    ///
+    /// [`VmMsrsError::Plan`] for rules that contradict a claim, and [`VmMsrsError::Filter`]; the old filter then stays.
+    pub fn set_filter_rules(&self, rules: &FilterConfig) -> Result<(), VmMsrsError> {
+        let filter = FilterInForce::with_rules(self.msr_plan(), rules)?;
+        Ok(self.put_in_force(filter)?)
+    }
+
+    fn put_in_force(&self, filter: FilterInForce) -> Result<(), InstallError> {
+        // Held all the time, so that of two threads' filters KVM has the one that is known here.
+        let mut in_force = lock(&self.in_force);
         self.pause_vcpus();
-        let installed = filter.install(&self.fd);
+        let installed = filter.filter.install(&self.fd);
+        if installed.is_ok() {
+            *in_force = Arc::new(filter);
+        }
         self.control.end_pause();
         installed
     }
@@ -167,7 +264,24 @@ impl RunningVm {
     ///
     /// Not for an MSR device to call: its vCPU would wait for itself.
     pub fn vcpu_reports(&self) -> Vec<VcpuReport> {
-        self.control.reports(|| self.kick(), REPORT_LIMIT)
+        let deadline = Instant::now() + REPORT_LIMIT;
+        let (sender, receiver) = channel();
+        for place in 0..self.threads.len() {
+            let sender = sender.clone();
+            // Who asked may have given up waiting.
+            let task = move |vcpu: &mut Vcpu| drop(sender.send(vcpu.report()));
+            self.control.submit(place, Box::new(task));
+        }
+        drop(sender);
+        self.kick();
+        let mut reports = Vec::new();
+        // It ends early once every task is done, or dropped by a vCPU that has ended.
+        let left = || deadline.saturating_duration_since(Instant::now());
+        while let Ok(report) = receiver.recv_timeout(left()) {
+            reports.push(report);
+        }
+        reports.sort_by_key(|report: &VcpuReport| report.vcpu.0);
+        reports
     }
 
     /// The console, for its input.
@@ -178,6 +292,22 @@ impl RunningVm {
     /// The bus that answers MSR accesses.
     pub fn msr_bus(&self) -> &Arc<MsrBus> {
         self.msrs.bus()
+    }
+
+    pub(crate) fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    pub(crate) fn save_context(&self) -> &Arc<SaveContext> {
+        &self.save_context
+    }
+
+    pub(crate) fn power(&self) -> &PowerManagement {
+        &self.power
+    }
+
+    pub(crate) fn virtio(&self) -> &[Arc<MmioDevice>] {
+        &self.virtio
     }
 
     fn kick(&self) {

@@ -27,7 +27,7 @@ pub(crate) struct Vcpu {
     pub(crate) msrs: VcpuMsrs,
     pub(crate) memory: GuestMemoryMmap,
     pub(crate) io: Arc<IoManager>,
-    pub(crate) control: Arc<Control>,
+    pub(crate) control: Arc<Control<Vcpu>>,
     pub(crate) shutdown: ShutdownSender,
     /// See [`VcpuReport::exits`].
     pub(crate) exits: u64,
@@ -40,7 +40,7 @@ impl Vcpu {
         // SAFETY: `self` is owned by this call, so `fd` outlives the guard, on this thread.
         let _kickable = unsafe { Kickable::new(&mut self.fd) };
         // A kick before this thread was kickable is lost, so look once before the first KVM_RUN.
-        if self.checkpoint() == Command::Stop {
+        if !self.checkpoint() {
             return;
         }
         if let Err(reason) = self.run_loop() {
@@ -81,12 +81,12 @@ impl Vcpu {
                     drop(self.io.mmio_write(MmioAddress(address), data));
                 }
                 Ok(VcpuExit::Intr) => {
-                    if self.interrupted() == Command::Stop {
+                    if !self.interrupted() {
                         return Ok(());
                     }
                 }
                 Err(error) if error.errno() == libc::EINTR => {
-                    if self.interrupted() == Command::Stop {
+                    if !self.interrupted() {
                         return Ok(());
                     }
                 }
@@ -128,21 +128,27 @@ impl Vcpu {
     }
 
     /// KVM_RUN returned because of a signal. It finished any pending exit before it looked for signals, so
-    /// the vCPU's state is whole and may be paused, saved or thrown away.
-    fn interrupted(&mut self) -> Command {
+    /// the vCPU's state is whole and may be paused, saved or thrown away. Says whether to go on.
+    fn interrupted(&mut self) -> bool {
         self.fd.set_kvm_immediate_exit(0);
         self.exits -= 1;
         self.checkpoint()
     }
 
-    fn checkpoint(&self) -> Command {
-        let vcpu = self.id();
-        let report = || VcpuReport::new(vcpu, self.exits, &self.fd, &self.memory);
-        // A guest with kvmclock is told that it stood still, so that its watchdogs do not take the pause for a
-        // lockup (Documentation/virt/kvm/api.rst, KVM_KVMCLOCK_CTRL). KVM refuses it for a guest without.
-        self.control.checkpoint(vcpu, report, || {
-            let _ = self.fd.kvmclock_ctrl();
-        })
+    /// Does what the control has for this vCPU, and says whether to go on.
+    fn checkpoint(&mut self) -> bool {
+        loop {
+            match self.control.checkpoint(self.id().0 as usize) {
+                Command::Run => return true,
+                Command::Stop => return false,
+                Command::Do(task) => task(self),
+            }
+        }
+    }
+
+    /// What is told of the vCPU as it is now.
+    pub(crate) fn report(&self) -> VcpuReport {
+        VcpuReport::new(self.id(), self.exits, &self.fd, &self.memory)
     }
 }
 
@@ -152,7 +158,7 @@ impl Drop for Vcpu {
         if let Some(at_stop) = &self.at_stop {
             self.msrs.with_context(&self.fd, |context| at_stop(context));
         }
-        self.control.leave();
+        self.control.leave(self.id().0 as usize);
         if std::thread::panicking() {
             let vcpu = self.id();
             let fault = Fault::new(vcpu, FaultReason::Panicked, &self.fd, &self.memory);

@@ -21,10 +21,10 @@ use crate::memory::MemoryError;
 use crate::running::RunningVm;
 use crate::sandbox::ThreadFilters;
 use crate::shutdown::{ShutdownReceiver, ShutdownSender};
+use crate::snapshot::{RestoreError, SaveContext};
 use crate::timing::BootTiming;
 use crate::vcpu::Vcpu;
 use msr_kvm::{MsrPlan, PlanError, VmMsrs, VmMsrsError};
-use vm_memory::GuestMemoryMmap;
 
 /// Why a VM cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +72,9 @@ pub enum VmError {
     /// A virtio device cannot be made part of the machine.
     #[error(transparent)]
     Virtio(#[from] AttachError),
+    /// The snapshot cannot be restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// KVM cannot be opened.
     #[error("cannot open /dev/kvm: {}; {}", .0, remedy(.0))]
     Open(kvm_ioctls::Error),
@@ -139,7 +142,8 @@ impl VmError {
             | Self::CpuModel(_)
             | Self::Cpuid(_)
             | Self::Pmu(_)
-            | Self::Disk(_) => true,
+            | Self::Disk(_)
+            | Self::Restore(_) => true,
             Self::Virtio(error) => matches!(error, AttachError::TooMany(_)),
             Self::Memory(error) => !matches!(error, MemoryError::Register(_)),
             _ => false,
@@ -181,16 +185,19 @@ fn place(error: &PlanError) -> &'static str {
 /// A VM that is ready to execute its first instruction.
 pub struct Vm {
     pub(crate) fd: Arc<VmFd>,
-    pub(crate) memory: GuestMemoryMmap,
-    pub(crate) images: Images,
+    /// What was loaded, unless the VM comes from a snapshot.
+    pub(crate) images: Option<Images>,
     pub(crate) msrs: VmMsrs,
     pub(crate) vcpus: Vec<Vcpu>,
-    pub(crate) control: Arc<Control>,
+    pub(crate) control: Arc<Control<Vcpu>>,
     pub(crate) machine: Machine,
     pub(crate) shutdown: ShutdownSender,
     pub(crate) shutdown_receiver: ShutdownReceiver,
     pub(crate) timing: Option<Arc<BootTiming>>,
     pub(crate) filters: ThreadFilters,
+    pub(crate) save_context: Arc<SaveContext>,
+    /// It comes from a snapshot: its virtio devices are paused.
+    pub(crate) restored: bool,
 }
 
 impl fmt::Debug for Vm {
@@ -216,7 +223,7 @@ impl Vm {
     /// The GNU build ID of the kernel that was loaded, in hexadecimal digits, where it has one. For a kernel that unpacks
     /// itself ([`VmConfig::kaslr`](crate::config::VmConfig::kaslr)) this takes the time to unpack it, as far as its notes.
     pub fn kernel_build_id(&self) -> Option<String> {
-        self.images.build_id(&self.memory)
+        self.images.as_ref()?.build_id(&self.save_context.memory)
     }
 
     /// Starts the vCPUs, a thread for each.

@@ -683,6 +683,32 @@ fn the_printed_configuration_is_validated_and_warned_about() {
 }
 
 #[test]
+fn what_a_control_socket_needs_is_part_of_the_sandbox_only_with_one() {
+    let show = ["sandbox", "show", "--sandbox=on"];
+    let without = stdout(&show);
+    assert!(
+        !without.contains("accept4") && !without.contains("KVM_SET_MSRS"),
+        "{without}"
+    );
+    let with = stdout(&[&show[..], &["--control", "vm.sock"]].concat());
+    assert!(
+        with.contains("  accept4") && with.contains("KVM_SET_MSRS"),
+        "{with}"
+    );
+}
+
+#[test]
+fn the_reference_says_which_keys_can_be_set_while_the_guest_runs() {
+    let text = stdout(&["devices", "thermal"]);
+    let live = |key: &str| {
+        let line = text.lines().find(|l| l.trim_start().starts_with(key));
+        line.is_some_and(|line| line.ends_with("; can be set while the guest runs"))
+    };
+    assert!(live("celsius:") && live("source:"), "{text}");
+    assert!(!live("tjmax:") && !live("hwmon:"), "{text}");
+}
+
+#[test]
 fn the_log_can_be_json() {
     let shadowed = ConfigFile::new(
         "json-log",

@@ -61,6 +61,8 @@ fn every_man_page_has_examples_files_and_see_also() {
         "msr-vmm.1",
         "msr-vmm-run.1",
         "msr-vmm-config.1",
+        "msr-vmm-restore.1",
+        "msr-vmm-ctl-device-set.1",
         "msr-vmm.toml.5",
     ] {
         assert!(names.contains(&name), "{name} in {names:?}");
@@ -106,7 +108,7 @@ fn the_reference_has_every_key_with_its_type_default_and_unit() {
         "    brand: a string",
         "    packages: a whole number of 1 or more; default 1",
         "    unclaimed: \"fault\", \"ignore\" or a table; default \"fault\"",
-        "    idle_watts: a number; default 1.0",
+        "    idle_watts: a number; default 1.0; can be set while the guest runs",
     ] {
         assert!(text.lines().any(|l| l == line), "no {line:?} in\n{text}");
     }

@@ -245,6 +245,13 @@ impl Guest {
         self
     }
 
+    /// Connects the console's input, so that the guest can be [typed to](RunningGuest::enter).
+    #[must_use]
+    pub fn typed_to(mut self) -> Self {
+        self.typed_to = true;
+        self
+    }
+
     /// The folder with the guest's files: `initrd` and `config.toml`.
     pub fn folder(&self) -> &Folder {
         &self.folder

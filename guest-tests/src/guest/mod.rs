@@ -22,21 +22,25 @@
 //! ```
 
 mod boot;
+mod complaint;
 mod initrd;
 mod plan;
 mod record;
 mod report;
+mod restored;
 mod terminal;
 mod tiny;
 mod traced;
 mod watch;
 
 pub use boot::{BootError, COMMAND_LINE, Folder, Guest, Outcome, RunningGuest};
+pub use complaint::complaint;
 pub(crate) use initrd::DISK_MODULES;
 pub use initrd::{Initrd, InitrdError, MODULES_PATH, ORDER_PATH, PLAN_PATH};
 pub use plan::{End, Plan, Step};
 pub use record::{RECORD_LEN, intact_records, record};
 pub use report::{Answer, Line, Report, ReportError};
+pub use restored::RestoredGuest;
 pub use terminal::{OnTerminal, Settings};
 pub use tiny::{ADDRESS as TINY_ADDRESS, TinyKernel};
 pub use traced::{TracedMsr, digest, functions_digest};

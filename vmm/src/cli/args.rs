@@ -9,6 +9,7 @@ use msr_filter::MsrRange;
 
 use crate::cli::completions::{Shell, candidates};
 use crate::cli::config::ConfigCommandArgs;
+use crate::cli::ctl::CtlArgs;
 use crate::cli::import::ImportArgs;
 use crate::cli::logging::LogFormat;
 use crate::cli::sandbox::{SandboxArgs, SandboxCommand};
@@ -54,6 +55,9 @@ pub enum Command {
     /// Boot a guest.
     #[command(after_long_help = examples::help("run"))]
     Run(Box<RunArgs>),
+    /// Carry on the VM of a snapshot, which `msr-vmm ctl PATH snapshot` made.
+    #[command(after_long_help = examples::help("restore"))]
+    Restore(RestoreArgs),
     /// Tell whether this host's KVM can do the job, and what is missing.
     #[command(after_long_help = examples::help("check"))]
     Check(CheckArgs),
@@ -73,6 +77,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Steer a running VM through its control socket.
+    #[command(after_long_help = examples::help("ctl"))]
+    Ctl(CtlArgs),
     /// Print the reference of configuration files: their keys, types, defaults and units.
     #[command(after_long_help = examples::help("config"))]
     Config(ConfigCommandArgs),
@@ -164,6 +171,9 @@ pub struct RunArgs {
     /// [cpu.unoffered] and initial values that it does not take [msr.initial.refused].
     #[arg(long)]
     pub strict: bool,
+    /// Serve a control socket there, for `msr-vmm ctl` and other programs (docs/control-socket.md).
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub control: Option<PathBuf>,
     /// At the end, print which MSRs reached userspace, how often, and who answered.
     #[arg(long)]
     pub msr_stats: bool,
@@ -306,6 +316,30 @@ pub struct CheckArgs {
     /// Print the report as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What `msr-vmm restore` takes.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The snapshot.
+    #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub folder: PathBuf,
+    /// A disk in place of the snapshot's: PATH[,ro][,serial=TEXT], a copy of the image as it was. Give all of them, in
+    /// their order, or none.
+    #[arg(long = "disk", value_name = "DISK", value_hint = ValueHint::FilePath)]
+    pub disks: Vec<DiskConfig>,
+    /// Use the disks although they were written to since. The guest's file systems may be damaged.
+    #[arg(long)]
+    pub changed_disks: bool,
+    /// Serve a control socket there.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub control: Option<PathBuf>,
+    /// At the end, print which MSRs reached userspace, how often, and who answered.
+    #[arg(long)]
+    pub msr_stats: bool,
+    /// At the end, print where the time of the start went.
+    #[arg(long)]
+    pub boot_timing: bool,
 }
 
 /// What `msr-vmm filter` takes.

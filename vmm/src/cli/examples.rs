@@ -10,7 +10,7 @@ const fn example(what: &'static str, command: &'static str) -> Example {
     Example { what, command }
 }
 
-/// The examples of a subcommand; of the command itself where that is `msr-vmm`.
+/// The examples of a subcommand, such as `trace-show`; of the command itself where that is `msr-vmm`.
 pub(crate) fn of(command: &str) -> &'static [Example] {
     match command {
         "msr-vmm" => {
@@ -49,6 +49,39 @@ pub(crate) fn of(command: &str) -> &'static [Example] {
                     example(
                         "Print what a file and options amount to",
                         "msr-vmm run --config vm.toml --cpus 4 --print-config",
+                    ),
+                ]
+            }
+        }
+        "restore" => {
+            &const {
+                [
+                    example(
+                        "Carry on the VM that was saved there",
+                        "msr-vmm restore saved.vm",
+                    ),
+                    example(
+                        "The same with a copy of its disk, steered by a socket of its own",
+                        "msr-vmm restore saved.vm --disk copy.img --control copy.sock",
+                    ),
+                ]
+            }
+        }
+        _ if command == "ctl" || command.starts_with("ctl-") => {
+            &const {
+                [
+                    example("Print the VM's state", "msr-vmm ctl vm.sock status"),
+                    example(
+                        "Make the guest's CPU hot",
+                        "msr-vmm ctl vm.sock device set thermal source=constant celsius=95",
+                    ),
+                    example(
+                        "Read an MSR of the second vCPU as the guest would",
+                        "msr-vmm ctl vm.sock read IA32_THERM_STATUS --vcpu 1",
+                    ),
+                    example(
+                        "Save the VM in a new folder",
+                        "msr-vmm ctl vm.sock snapshot saved.vm",
                     ),
                 ]
             }
@@ -136,7 +169,7 @@ pub(crate) fn of(command: &str) -> &'static [Example] {
                 )]
             }
         }
-        "trace" | "show" => {
+        "trace" | "trace-show" => {
             &const {
                 [example(
                     "Print the records of a trace",
@@ -144,7 +177,7 @@ pub(crate) fn of(command: &str) -> &'static [Example] {
                 )]
             }
         }
-        "record" => {
+        "trace-record" => {
             &const {
                 [example(
                     "Record a guest that runs already, by its process id",
@@ -176,7 +209,7 @@ pub(crate) fn of(command: &str) -> &'static [Example] {
                 )]
             }
         }
-        "sandbox" => {
+        "sandbox" | "sandbox-show" => {
             &const {
                 [example(
                     "What a VM may do in the sandbox",

@@ -20,10 +20,7 @@ pub(crate) fn write(folder: &Path, models: &[DeviceModel]) -> Result<(), Failure
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
     let mut subcommands: Vec<Command> = Vec::new();
-    for subcommand in command.get_subcommands() {
-        subcommands.push(subcommand.clone());
-        subcommands.extend(subcommand.get_subcommands().cloned());
-    }
+    collect(&command, &mut subcommands);
     let names: Vec<String> = subcommands
         .iter()
         .filter_map(|c| c.get_display_name().map(str::to_owned))
@@ -40,6 +37,14 @@ pub(crate) fn write(folder: &Path, models: &[DeviceModel]) -> Result<(), Failure
         fs::write(&path, page).map_err(|error| Failure::cannot_write(&path, &error))?;
     }
     Ok(())
+}
+
+/// The subcommands of a command, those of each after it.
+fn collect(command: &Command, subcommands: &mut Vec<Command>) {
+    for subcommand in command.get_subcommands() {
+        subcommands.push(subcommand.clone());
+        collect(subcommand, subcommands);
+    }
 }
 
 /// A command's page.
@@ -71,7 +76,7 @@ fn page(command: Command, all: &[String]) -> io::Result<Vec<u8>> {
         item(&mut roff, vec![bold(status)], meaning);
     }
     roff.control("SH", ["EXAMPLES"]);
-    for example in examples::of(&name) {
+    for example in examples::of(title.strip_prefix("msr-vmm-").unwrap_or(&name)) {
         roff.control("PP", []);
         roff.text([roman(format!("{}:", example.what))]);
         code(&mut roff, example.command);

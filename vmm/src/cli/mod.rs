@@ -3,6 +3,7 @@
 mod args;
 mod completions;
 mod config;
+mod ctl;
 mod examples;
 mod explain;
 mod filter;
@@ -123,6 +124,8 @@ pub fn main_with(own: impl IntoIterator<Item = DeviceModel>) -> ExitCode {
     logging::start(cli.log, cli.log_format);
     let outcome = match cli.command {
         Command::Run(args) => run::run(*args, timing, models),
+        Command::Restore(args) => run::restore(&args, timing, models),
+        Command::Ctl(args) => ctl::ctl(&args),
         Command::Check(args) => check(&args, models),
         Command::Filter(args) => filter::filter(&args, models),
         Command::Explain(args) => explain::explain(&args, models),

@@ -1,20 +1,27 @@
-//! `msr-vmm run`.
+//! `msr-vmm run` and `msr-vmm restore`.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use msr_bus::{DeviceModel, MsrObserver};
+use nix::sys::signalfd::SignalFd;
 
-use crate::cli::args::RunArgs;
+use crate::builder::VmBuilder;
+use crate::cli::args::{RestoreArgs, RunArgs};
 use crate::cli::msr_log::MsrLog;
 use crate::cli::plan::{plan, warn};
+use crate::cli::sandbox::Confined;
 use crate::cli::trace::{RunTrace, TraceOptions};
 use crate::cli::{Failure, footprint, print, session};
+use crate::config::LoadedConfig;
+use crate::control_socket::ControlSocket;
 use crate::sandbox::Role;
 use crate::shutdown::ShutdownReason;
+use crate::snapshot::Snapshot;
 use crate::timing::{BootEvent, BootTiming};
 use crate::vm::{Vm, VmError};
 use msr_kvm::MsrStats;
@@ -28,30 +35,15 @@ pub(crate) fn run(
     models: &[DeviceModel],
 ) -> Result<(), Failure> {
     let loaded = args.load()?;
-    let config = &loaded.config;
     if args.print_config {
         // What cannot be a machine is not printed as one.
         warn(&loaded, &plan(&loaded, models)?);
-        let text = toml::to_string(config).map_err(Failure::fault)?;
+        let text = toml::to_string(&loaded.config).map_err(Failure::fault)?;
         return print(&text);
     }
-    let failure = |error: VmError| Failure::of(&error, &loaded);
-    let grace = Duration::from_secs(config.vm.grace.into());
-    let topology = config
-        .vm
-        .topology()
-        .map_err(|error| failure(error.into()))?;
-    let stats = args
-        .msr_stats
-        .then(|| Arc::new(MsrStats::new(topology.vcpus())));
-    let timing = args.boot_timing.then(|| Arc::new(timing));
     let signals = session::block_signals().map_err(Failure::fault)?;
-
-    // Without the buffer of `Stdout`: the console has its own.
-    let output = io::stdout().as_fd().try_clone_to_owned();
-    let output = File::from(output.map_err(Failure::fault)?);
-    let mut config = config.clone();
-    let mut trace = args
+    let mut config = loaded.config.clone();
+    let trace = args
         .trace
         .as_ref()
         .map(|file| {
@@ -63,63 +55,164 @@ pub(crate) fn run(
             RunTrace::new(&options, &loaded, &mut config, models)
         })
         .transpose()?;
+    // Before the process may make no more files.
+    let control = listen(args.control.as_deref())?;
     let confined = args.confine(&config, models)?;
-    let mut builder = Vm::builder(config)
-        .console_output(output)
-        .thread_filters(confined.filters.clone());
-    for model in models {
-        builder = builder.device_model(*model);
+    let machine = Machine {
+        loaded,
+        models,
+        control,
+        msr_stats: args.msr_stats,
+        timing: args.boot_timing.then(|| Arc::new(timing)),
+    };
+    drop(args);
+    machine.serve(Vm::builder(config), signals, trace, &confined)
+}
+
+/// Carries on the VM of a snapshot and serves it until it ends.
+///
+/// `timing` counts from the start of the program.
+pub(crate) fn restore(
+    args: &RestoreArgs,
+    timing: BootTiming,
+    models: &[DeviceModel],
+) -> Result<(), Failure> {
+    let snapshot = Snapshot::read(&args.folder).map_err(Failure::usage)?;
+    let loaded = LoadedConfig {
+        config: snapshot.config().clone(),
+        file: None,
+    };
+    let machine = Machine {
+        loaded,
+        models,
+        control: listen(args.control.as_deref())?,
+        msr_stats: args.msr_stats,
+        timing: args.boot_timing.then(|| Arc::new(timing)),
+    };
+    let mut builder = VmBuilder::restore(snapshot);
+    if !args.disks.is_empty() {
+        builder = builder.disks(args.disks.clone());
     }
-    let observers = [
-        stats.clone().map(|stats| stats as Arc<dyn MsrObserver>),
-        trace.as_ref().map(RunTrace::observer),
-        log::log_enabled!(log::Level::Trace).then(|| Arc::new(MsrLog) as Arc<dyn MsrObserver>),
-    ];
-    for observer in observers.into_iter().flatten() {
-        builder = builder.msr_observer(observer);
+    if args.changed_disks {
+        builder = builder.changed_disks();
     }
-    if let Some(trace) = &trace {
-        builder = trace.prepare(builder);
+    let signals = session::block_signals().map_err(Failure::fault)?;
+    machine.serve(builder, signals, None, &Confined::not())
+}
+
+/// The control socket, where one is asked for.
+fn listen(path: Option<&Path>) -> Result<Option<ControlSocket>, Failure> {
+    let socket = path.map(ControlSocket::bind).transpose();
+    socket.map_err(Failure::usage)
+}
+
+/// What both commands know of the VM and what is wanted of it.
+struct Machine<'a> {
+    loaded: LoadedConfig,
+    models: &'a [DeviceModel],
+    /// Where other processes steer it.
+    control: Option<ControlSocket>,
+    msr_stats: bool,
+    timing: Option<Arc<BootTiming>>,
+}
+
+impl Machine<'_> {
+    fn serve(
+        self,
+        builder: VmBuilder,
+        signals: SignalFd,
+        mut trace: Option<RunTrace>,
+        confined: &Confined,
+    ) -> Result<(), Failure> {
+        let failure = |error: VmError| Failure::of(&error, &self.loaded);
+        let config = &self.loaded.config.vm;
+        let grace = Duration::from_secs(config.grace.into());
+        let topology = config.topology().map_err(|error| failure(error.into()))?;
+        // Who steers the VM may ask for them at any time.
+        let counted = self.msr_stats || self.control.is_some();
+        let stats = counted.then(|| Arc::new(MsrStats::new(topology.vcpus())));
+
+        // Without the buffer of `Stdout`: the console has its own.
+        let output = io::stdout().as_fd().try_clone_to_owned();
+        let output = File::from(output.map_err(Failure::fault)?);
+        let mut builder = builder
+            .console_output(output)
+            .thread_filters(confined.filters.clone());
+        for model in self.models {
+            builder = builder.device_model(*model);
+        }
+        let observers = [
+            stats.clone().map(|stats| stats as Arc<dyn MsrObserver>),
+            trace.as_ref().map(RunTrace::observer),
+            log::log_enabled!(log::Level::Trace).then(|| Arc::new(MsrLog) as Arc<dyn MsrObserver>),
+        ];
+        for observer in observers.into_iter().flatten() {
+            builder = builder.msr_observer(observer);
+        }
+        if let Some(trace) = &trace {
+            builder = trace.prepare(builder);
+        }
+        if let Some(timing) = &self.timing {
+            timing.mark(BootEvent::Configured);
+            builder = builder.boot_timing(timing.clone());
+        }
+        let built = session::interruptible(&signals, || builder.build()).map_err(Failure::fault)?;
+        let vm = built.map_err(failure)?;
+        warn(&self.loaded, vm.msr_plan());
+        let terminal = session::open_terminal().map_err(Failure::fault)?;
+        if let Some(trace) = &mut trace {
+            trace.start(&vm)?;
+        }
+        confined.leave_host()?;
+        let vm = vm.start().map_err(failure)?;
+        confined.filters.enter(Role::Main);
+        drop(self.loaded);
+        footprint::shrink();
+        let bus = vm.msr_bus().clone();
+        let control = self.control.zip(stats.clone());
+        let control = control.map(|(socket, stats)| session::Control {
+            socket: if confined.is_confined() {
+                socket.leave_path()
+            } else {
+                socket
+            },
+            stats,
+            snapshots: !confined.is_confined(),
+        });
+        let reason =
+            session::serve(vm, terminal, signals, grace, control).map_err(Failure::fault)?;
+        // The reason of the shutdown counts, whether or not anybody reads the tables.
+        if let Some(trace) = trace {
+            trace.finish();
+        }
+        if let Some(timing) = self.timing {
+            timing.mark(BootEvent::Ended);
+            let _ = write!(io::stderr(), "{timing}");
+        }
+        if let Some(stats) = stats.filter(|_| self.msr_stats) {
+            let _ = write!(io::stderr(), "{}", stats.table(&bus));
+        }
+        exit(reason)
     }
-    if let Some(timing) = &timing {
-        timing.mark(BootEvent::Configured);
-        builder = builder.boot_timing(timing.clone());
-    }
-    let built = session::interruptible(&signals, || builder.build()).map_err(Failure::fault)?;
-    let vm = built.map_err(failure)?;
-    warn(&loaded, vm.msr_plan());
-    let terminal = session::open_terminal().map_err(Failure::fault)?;
-    if let Some(trace) = &mut trace {
-        trace.start(&vm)?;
-    }
-    confined.leave_host()?;
-    let vm = vm.start().map_err(failure)?;
-    confined.filters.enter(Role::Main);
-    drop((args, loaded));
-    footprint::shrink();
-    let bus = vm.msr_bus().clone();
-    let reason = session::serve(vm, terminal, signals, grace).map_err(Failure::fault)?;
-    // The reason of the shutdown counts, whether or not anybody reads the tables.
-    if let Some(trace) = trace {
-        trace.finish();
-    }
-    if let Some(timing) = timing {
-        timing.mark(BootEvent::Ended);
-        let _ = write!(io::stderr(), "{timing}");
-    }
-    if let Some(stats) = stats {
-        let _ = write!(io::stderr(), "{}", stats.table(&bus));
-    }
+}
+
+/// What a guest's end is for the process.
+fn exit(reason: ShutdownReason) -> Result<(), Failure> {
     match reason {
         ShutdownReason::PowerOff | ShutdownReason::Reset => Ok(()),
-        ShutdownReason::DebugExit(status) => Err(Failure {
-            // What an exit status has room for, as with QEMU.
-            status: status as u8,
-            message: format!("the guest ended with status {status} by the debug-exit port"),
-        }),
+        ShutdownReason::DebugExit(status) => Err(debug_exit(status)),
         ShutdownReason::Stopped => Err(Failure::fault(
             "stopped before the guest switched itself off",
         )),
         ShutdownReason::Fault(fault) => Err(Failure::fault(fault)),
+    }
+}
+
+/// A guest that gave the process its exit status.
+pub(crate) fn debug_exit(status: u32) -> Failure {
+    Failure {
+        // What an exit status has room for, as with QEMU.
+        status: status as u8,
+        message: format!("the guest ended with status {status} by the debug-exit port"),
     }
 }

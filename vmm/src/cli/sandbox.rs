@@ -72,6 +72,9 @@ impl RunArgs {
         models: &[DeviceModel],
     ) -> Result<Option<Sandbox>, Failure> {
         let mut sandbox = self.sandbox.of(config, models)?;
+        if self.control.is_some() {
+            sandbox = sandbox.map(Sandbox::control_socket);
+        }
         let mut files = Vec::new();
         if self.trace.is_some() {
             // Its header says what the host is. The trace itself is open before the process is confined.
@@ -100,10 +103,7 @@ impl RunArgs {
         models: &[DeviceModel],
     ) -> Result<Confined, Failure> {
         let Some(sandbox) = self.sandboxed(config, models)? else {
-            return Ok(Confined {
-                sandbox: None,
-                filters: ThreadFilters::default(),
-            });
+            return Ok(Confined::not());
         };
         report_violations(terminal::restore).map_err(Failure::fault)?;
         let confinement = sandbox.confine().map_err(Failure::fault)?;
@@ -126,6 +126,19 @@ pub(crate) struct Confined {
 }
 
 impl Confined {
+    /// A process that is not confined.
+    pub(crate) fn not() -> Self {
+        Self {
+            sandbox: None,
+            filters: ThreadFilters::default(),
+        }
+    }
+
+    /// Whether the sandbox is on.
+    pub(crate) fn is_confined(&self) -> bool {
+        self.sandbox.is_some()
+    }
+
     /// Everything is open.
     pub(crate) fn leave_host(&self) -> Result<(), Failure> {
         let sandbox = self.sandbox.as_ref();

@@ -4,10 +4,12 @@ use std::cell::RefCell;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use msr_kvm::MsrStats;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, raise};
@@ -16,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::cli::input::{Escapes, Request};
 use crate::cli::terminal::RawTerminal;
+use crate::control_socket::{ControlSocket, Server, VmMethods, WaitResult};
 use crate::running::RunningVm;
 use crate::shutdown::ShutdownReason;
 
@@ -88,12 +91,24 @@ pub(crate) fn open_terminal() -> io::Result<Option<RawTerminal>> {
     Ok(terminal)
 }
 
+type Subscriber<'a> = Rc<RefCell<dyn MutEventSubscriber + 'a>>;
+
+/// Where other processes steer the VM.
+pub(crate) struct Control {
+    pub(crate) socket: ControlSocket,
+    /// What counts the VM's MSR accesses.
+    pub(crate) stats: Arc<MsrStats>,
+    /// Whether the process may make the files of a snapshot.
+    pub(crate) snapshots: bool,
+}
+
 /// Serves the VM until it ends. `grace` is how long a guest that was asked to switch itself off may take.
 pub(crate) fn serve(
     vm: RunningVm,
     terminal: Option<RawTerminal>,
     signals: SignalFd,
     grace: Duration,
+    control: Option<Control>,
 ) -> io::Result<ShutdownReason> {
     let session = Rc::new(RefCell::new(Session {
         vm: &vm,
@@ -106,7 +121,19 @@ pub(crate) fn serve(
         ended: false,
     }));
     let mut events = EventManager::new().map_err(event_error)?;
-    events.add_subscriber(session.clone());
+    let subscriber: Subscriber<'_> = session.clone();
+    events.add_subscriber(subscriber);
+    let server = control.map(|control| {
+        let mut methods = VmMethods::new(&vm, control.stats);
+        if !control.snapshots {
+            methods = methods.without_snapshots();
+        }
+        Rc::new(RefCell::new(Server::new(control.socket, methods)))
+    });
+    if let Some(server) = &server {
+        let subscriber: Subscriber<'_> = server.clone();
+        events.add_subscriber(subscriber);
+    }
     while !session.borrow().ended {
         let timeout = session.borrow().deadline.map_or(-1, |deadline| {
             let left = deadline
@@ -119,7 +146,14 @@ pub(crate) fn serve(
     }
     drop(events);
     drop(session);
-    Ok(vm.wait())
+    // The loop held the other reference.
+    let waiting =
+        server.and_then(|server| Some(Rc::into_inner(server)?.into_inner().into_waiting()));
+    let reason = vm.wait();
+    if let Some(waiting) = waiting {
+        waiting.tell(&WaitResult::from(&reason));
+    }
+    Ok(reason)
 }
 
 fn event_error(error: event_manager::Error) -> io::Error {

@@ -28,9 +28,18 @@ pub struct PciHostBridge {
 }
 
 impl PciHostBridge {
+    /// CONFIG_ADDRESS, the only state there is.
+    pub(crate) fn address(&self) -> u32 {
+        self.address.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_address(&self, address: u32) {
+        self.address.store(address & ADDRESS, Ordering::Relaxed);
+    }
+
     /// The register that CONFIG_ADDRESS selects.
     fn selected(&self) -> u32 {
-        let address = self.address.load(Ordering::Relaxed);
+        let address = self.address();
         if address & ENABLE == 0 {
             return u32::MAX;
         }
@@ -49,7 +58,7 @@ impl DevicePio for PciHostBridge {
     fn pio_read(&self, _: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
         let (register, at) = match offset.checked_sub(DATA) {
             // CONFIG_ADDRESS is there for accesses of 32 bits only.
-            None if offset == 0 && data.len() == 4 => (self.address.load(Ordering::Relaxed), 0),
+            None if offset == 0 && data.len() == 4 => (self.address(), 0),
             None => return data.fill(0xff),
             Some(at) => (self.selected(), usize::from(at)),
         };
@@ -61,8 +70,7 @@ impl DevicePio for PciHostBridge {
     fn pio_write(&self, _: PioAddress, offset: PioAddressOffset, data: &[u8]) {
         // The bridge has no register to write.
         if let (0, Ok(address)) = (offset, data.try_into()) {
-            let address = u32::from_le_bytes(address) & ADDRESS;
-            self.address.store(address, Ordering::Relaxed);
+            self.set_address(u32::from_le_bytes(address));
         }
     }
 }

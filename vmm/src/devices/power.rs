@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 use vm_superio::{I8042Device, Trigger};
@@ -32,6 +33,14 @@ struct Pm1 {
     enable: u16,
 }
 
+/// The registers, saved.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PowerState {
+    status: u16,
+    enable: u16,
+}
+
 impl PowerManagement {
     /// The registers at reset.
     pub fn new(vm: Arc<VmFd>, shutdown: ShutdownSender) -> Arc<Self> {
@@ -52,6 +61,18 @@ impl PowerManagement {
     /// Whether the guest has enabled the power button's event: a driver waits for it.
     pub fn handles_power_button(&self) -> bool {
         self.state().enable & POWER_BUTTON != 0
+    }
+
+    pub(crate) fn save(&self) -> PowerState {
+        let Pm1 { status, enable } = *self.state();
+        PowerState { status, enable }
+    }
+
+    /// Takes the registers over, and sets the interrupt's level accordingly.
+    pub(crate) fn restore(&self, state: &PowerState) {
+        let mut pm1 = self.state();
+        (pm1.status, pm1.enable) = (state.status, state.enable);
+        self.update_interrupt(&pm1);
     }
 
     fn state(&self) -> MutexGuard<'_, Pm1> {

@@ -37,6 +37,15 @@ impl Rtc {
         }
     }
 
+    /// The register that the guest has selected, the only state there is.
+    pub(crate) fn index(&self) -> u8 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_index(&self, index: u8) {
+        self.index.store(index & INDEX, Ordering::Relaxed);
+    }
+
     fn register(&self, index: u8) -> u8 {
         let time = || utc((self.now)());
         let number = match index {

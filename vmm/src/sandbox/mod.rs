@@ -129,6 +129,16 @@ impl Sandbox {
         self
     }
 
+    /// Lets the main thread serve a control socket that is open already, and vCPU threads carry out what its clients ask
+    /// for, which may be any write to an MSR. Files cannot be made, so there are no snapshots.
+    #[must_use]
+    pub fn control_socket(mut self) -> Self {
+        self.policies
+            .iter_mut()
+            .for_each(ThreadPolicy::serve_control_socket);
+        self
+    }
+
     /// Makes `folder` the process's root once everything is open.
     #[must_use]
     pub fn chroot(mut self, folder: Option<PathBuf>) -> Self {

@@ -301,6 +301,32 @@ impl ThreadPolicy {
         }
     }
 
+    /// What the role needs besides where there is a control socket.
+    pub(super) fn serve_control_socket(&mut self) {
+        match self.role {
+            // The standard library's calls for accepting, reading and writing.
+            Role::Main => self.calls([Sysno::accept4, Sysno::recvfrom, Sysno::sendto]),
+            // A client's write to an MSR that KVM keeps.
+            Role::Vcpu => self.request(ioctls::KVM_SET_MSRS),
+            Role::Console | Role::Block | Role::Entropy => {}
+        }
+    }
+
+    /// Lets an ioctl through, unless it is already.
+    fn request(&mut self, request: Ioctl) {
+        let ioctls = self.allowed.iter_mut().find_map(|allowed| {
+            match (&mut allowed.condition, allowed.call) {
+                (Condition::Requests(requests), Sysno::ioctl) => Some(requests),
+                _ => None,
+            }
+        });
+        match ioctls {
+            Some(requests) if requests.contains(&request) => {}
+            Some(requests) => requests.push(request),
+            None => self.on(Sysno::ioctl, Condition::Requests(vec![request])),
+        }
+    }
+
     fn on(&mut self, call: Sysno, condition: Condition) {
         self.allowed.push(Allowed { call, condition });
     }

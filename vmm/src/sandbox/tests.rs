@@ -171,6 +171,76 @@ fn what_a_vcpu_may_do_is_what_the_devices_need() {
 }
 
 #[test]
+fn only_a_control_socket_lets_clients_be_served_and_msrs_be_written_for_them() {
+    let calls = |sandbox: &Sandbox, role| {
+        let policies = sandbox.policies().iter();
+        let policy = policies.filter(|policy| policy.role == role);
+        let allowed = policy.flat_map(|policy| &policy.allowed);
+        allowed.map(|a| a.call.name()).collect::<Vec<_>>()
+    };
+    let may_write_msrs = |sandbox: &Sandbox| {
+        let mut policies = sandbox.policies().iter();
+        let vcpu = policies.find(|policy| policy.role == Role::Vcpu).unwrap();
+        let requests = vcpu.requests().into_iter();
+        requests.filter(|r| *r == ioctls::KVM_SET_MSRS).count()
+    };
+    let without = sandbox("");
+    let with = sandbox("").control_socket();
+    for call in ["accept4", "recvfrom", "sendto"] {
+        assert!(!calls(&without, Role::Main).contains(&call), "{call}");
+        assert!(calls(&with, Role::Main).contains(&call), "{call}");
+        assert!(!calls(&with, Role::Vcpu).contains(&call), "{call}");
+    }
+    for call in ["socket", "connect", "bind", "openat", "unlink", "mkdir"] {
+        assert!(!calls(&with, Role::Main).contains(&call), "{call}");
+    }
+    assert_eq!((may_write_msrs(&without), may_write_msrs(&with)), (0, 1));
+    let forward = "[[msr.device]]\ntype = \"forward\"\nmsrs = [\"0x1a0\"]\nwrite = \"forward\"\n";
+    assert_eq!(may_write_msrs(&sandbox(forward).control_socket()), 1);
+}
+
+/// With the calls that the standard library really makes.
+#[test]
+fn a_client_of_a_control_socket_is_served_in_the_sandbox() {
+    use crate::control_socket::{ControlSocket, Error, Handler, Method, Server};
+    use event_manager::{EventManager, SubscriberOps};
+
+    struct Nothing;
+    impl Handler for Nothing {
+        fn call(&mut self, _: Method) -> Result<serde_json::Value, Error> {
+            Ok("done".into())
+        }
+    }
+
+    let path = std::env::temp_dir().join(format!("sandbox.control.{}", std::process::id()));
+    let socket = ControlSocket::bind(&path).unwrap().leave_path();
+    let mut client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    client
+        .write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"status\"}\n")
+        .unwrap();
+    let ended = in_child(|| {
+        report_violations(|| {}).unwrap();
+        let filters = sandbox("").control_socket().thread_filters().unwrap();
+        filters.enter(Role::Main);
+        let mut events = EventManager::new().unwrap();
+        events.add_subscriber(Server::new(socket, Nothing));
+        // The client is taken, and then served.
+        events.run_with_timeout(10_000).unwrap();
+        events.run_with_timeout(10_000).unwrap();
+        // With the server the connection is closed.
+        drop(events);
+    });
+    assert_eq!(ended.code(), Some(0), "{}", ended.said);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(
+        answer,
+        "{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":\"done\"}\n"
+    );
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
 fn a_read_only_disks_thread_cannot_write() {
     let mut config = config("");
     config.vm.disks = vec![DiskConfig {

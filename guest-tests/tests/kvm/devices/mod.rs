@@ -7,6 +7,7 @@ use libtest_mimic::Trial;
 
 mod baseline;
 mod icelake;
+mod live;
 mod models;
 mod shared;
 mod update;
@@ -18,6 +19,7 @@ pub(crate) const PREFIX: &str = "devices::";
 /// This module's tests.
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = icelake::trials();
+    trials.extend(live::trials());
     trials.extend(zen3::trials());
     trials.extend(models::trials());
     trials

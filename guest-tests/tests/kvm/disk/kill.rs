@@ -61,7 +61,7 @@ fn number(console: &str, word: &str) -> Result<u64, String> {
     ext4::last_number(console, word).ok_or_else(|| format!("no `{word} N`: {console}"))
 }
 
-fn from_environment(name: &str) -> Result<Option<u64>, Failed> {
+pub(super) fn from_environment(name: &str) -> Result<Option<u64>, Failed> {
     match env::var(name) {
         Ok(value) => match value.parse() {
             Ok(value) => Ok(Some(value)),

@@ -6,6 +6,7 @@ mod faults;
 mod kick;
 mod kill;
 mod pause;
+mod snapshot;
 
 use libtest_mimic::Trial;
 
@@ -13,7 +14,7 @@ use crate::Test;
 
 /// This module's tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, Test); 5] = [
+    let tests: [(&str, Test); 6] = [
         (
             "disk::debian_takes_a_login_and_keeps_what_was_written",
             debian::keeps_what_was_written,
@@ -25,6 +26,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         (
             "disk::a_paused_vm_writes_nothing_and_goes_on_where_it_was",
             pause::a_paused_vm_writes_nothing,
+        ),
+        (
+            "disk::a_guest_with_a_disk_is_carried_on_by_another_process",
+            snapshot::a_guest_is_carried_on_by_another_process,
         ),
         (
             "disk::a_truncated_image_is_an_io_error_that_the_guest_outlives",

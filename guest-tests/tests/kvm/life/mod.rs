@@ -5,14 +5,19 @@ use guest_tests::guest::{Guest, TinyKernel};
 use libtest_mimic::{Failed, Trial};
 
 mod console;
+mod control;
+mod control_debian;
 mod faults;
 mod hang;
 mod hostile;
+mod hostile_snapshot;
 mod kvmclock;
 mod library;
 mod loading;
 mod ports;
 mod power_button;
+mod snapshot;
+mod snapshot_boot;
 mod soak;
 mod terminal;
 
@@ -20,14 +25,19 @@ mod terminal;
 pub(crate) fn trials() -> Vec<Trial> {
     [
         console::trials(),
+        control::trials(),
+        control_debian::trials(),
         faults::trials(),
         hang::trials(),
         hostile::trials(),
+        hostile_snapshot::trials(),
         kvmclock::trials(),
         library::trials(),
         loading::trials(),
         ports::trials(),
         power_button::trials(),
+        snapshot::trials(),
+        snapshot_boot::trials(),
         soak::trials(),
         terminal::trials(),
     ]

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
-use vm_superio::serial::SerialEvents;
+use vm_superio::serial::{SerialEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -53,6 +54,21 @@ impl SerialEvents for InputTaken {
 
 type Uart = Serial<Irqfd, InputTaken, Feed>;
 
+/// The UART's registers, saved.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConsoleState {
+    baud_divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
+}
+
 /// A 16550A UART whose output goes to a writer and whose input comes from the event loop.
 ///
 /// The writer may be slow: a bounded queue is between the two, and when it is full the transmitter is not
@@ -62,6 +78,7 @@ type Uart = Serial<Irqfd, InputTaken, Feed>;
 pub struct Console {
     uart: Arc<Mutex<Uart>>,
     output: Output,
+    irq: EventFd,
     input_taken: EventFd,
     /// Input was offered before the guest's driver was there to take it.
     refused: AtomicBool,
@@ -86,12 +103,14 @@ impl Console {
         let input_taken = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let events = InputTaken(input_taken.try_clone()?);
         let (queue, feed) = output::queue();
-        let uart = Arc::new(Mutex::new(Serial::with_events(Irqfd(irq), events, feed)));
+        let trigger = Irqfd(irq.try_clone()?);
+        let uart = Arc::new(Mutex::new(Serial::with_events(trigger, events, feed)));
         let waiting = uart.clone();
         queue.start(output, filters, move || announce_room(&mut lock(&waiting)))?;
         Ok(Arc::new(Self {
             uart,
             output: queue,
+            irq,
             input_taken,
             refused: AtomicBool::new(false),
         }))
@@ -110,6 +129,50 @@ impl Console {
         // In loopback mode the UART takes nothing: what is typed then is lost, as on a real one.
         uart.enqueue_raw_bytes(&input[..room]).unwrap_or(room);
         room
+    }
+
+    pub(crate) fn save(&self) -> ConsoleState {
+        let state = lock(&self.uart).state();
+        ConsoleState {
+            baud_divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.in_buffer,
+        }
+    }
+
+    /// Takes the registers over, or says what is wrong with them.
+    pub(crate) fn restore(&self, state: &ConsoleState) -> Result<(), String> {
+        let [baud_divisor_low, baud_divisor_high] = state.baud_divisor;
+        let state = SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.in_buffer.clone(),
+        };
+        let event = |error: io::Error| error.to_string();
+        let trigger = Irqfd(self.irq.try_clone().map_err(event)?);
+        let events = InputTaken(self.input_taken.try_clone().map_err(event)?);
+        let uart = Serial::from_state(&state, trigger, events, self.output.feed());
+        let mut uart = uart.map_err(|error| format!("{error:?}"))?;
+        // A guest that waits for room has it here, and nobody else would tell it.
+        announce_room(&mut uart);
+        *lock(&self.uart) = uart;
+        // The guest may take input at once.
+        self.refused.store(true, Ordering::Relaxed);
+        let _ = self.input_taken.write(1);
+        Ok(())
     }
 
     /// Readable once the guest takes more input.

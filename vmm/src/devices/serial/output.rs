@@ -80,6 +80,11 @@ impl Output {
         Ok(())
     }
 
+    /// Another end of the queue to write to.
+    pub(super) fn feed(&self) -> Feed {
+        Feed(self.queue.clone())
+    }
+
     /// Whether the guest should wait before it writes more. If so, it will hear when it may go on.
     pub(super) fn is_full(&self) -> bool {
         let mut state = self.queue.state();

@@ -149,3 +149,45 @@ fn input_beyond_the_fifo_is_left_to_be_offered_again() {
     );
     assert_eq!(console.input(&input[taken..]), input.len() - taken);
 }
+
+/// The state as a snapshot has it.
+fn saved(console: &Console) -> ConsoleState {
+    serde_json::from_value(serde_json::to_value(console.save()).unwrap()).unwrap()
+}
+
+#[test]
+fn a_restored_console_has_the_registers_and_the_input_and_offers_room_for_more() {
+    const SCRATCH: PioAddressOffset = 7;
+    let before = console(io::sink());
+    write(&before, IER, IER_RECEIVED);
+    write(&before, SCRATCH, 0x5a);
+    assert_eq!(before.input(b"typed"), 5);
+    let after = console(io::sink());
+    after.restore(&saved(&before)).unwrap();
+    assert_eq!(read(&after, SCRATCH), 0x5a);
+    // Without being asked: the driver has long enabled its interrupt.
+    assert_eq!(after.input_taken().read().unwrap(), 1);
+    let taken: Vec<u8> = (0..5).map(|_| read(&after, THR)).collect();
+    assert_eq!(taken, b"typed");
+    assert_eq!(after.input(b"more"), 4);
+}
+
+#[test]
+fn a_guest_that_waited_for_a_stuck_writer_is_told_of_the_room_that_it_has_after_a_restore() {
+    let (before, _allow, _pieces) = gated();
+    write(&before, IER, IER_EMPTY);
+    fill(&before);
+    while read(&before, IIR) & IIR_EMPTY != 0 {}
+    let after = console(io::sink());
+    after.restore(&saved(&before)).unwrap();
+    assert_eq!(read(&after, IIR) & IIR_EMPTY, IIR_EMPTY);
+    assert_eq!(read(&after, LSR) & LSR_EMPTY, LSR_EMPTY);
+}
+
+#[test]
+fn more_input_than_a_console_holds_is_refused() {
+    let mut state = saved(&console(io::sink()));
+    state.in_buffer = vec![0; 65];
+    let error = console(io::sink()).restore(&state).unwrap_err();
+    assert!(error.contains("FullFifo"), "{error}");
+}

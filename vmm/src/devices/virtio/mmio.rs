@@ -22,6 +22,7 @@ use super::attach::AttachError;
 use super::device::VirtioDevice;
 use super::notifier::Notifier;
 use super::slot::Slot;
+use super::state::VirtioState;
 use super::transport::{Area, Half, Transport};
 use super::worker::Worker;
 use crate::sandbox::{Role, ThreadFilters};
@@ -175,6 +176,22 @@ impl MmioDevice {
     /// Goes on after [`Self::pause`], with the requests that came in between first.
     pub fn resume(&self) {
         self.transport().resume();
+    }
+
+    /// The state of the device, which is paused.
+    pub(crate) fn save(&self) -> VirtioState {
+        self.transport().save(self.device_type)
+    }
+
+    /// Gives a new device this state and leaves it paused, or says what is wrong with it.
+    pub(crate) fn restore(&self, state: &VirtioState) -> Result<(), String> {
+        if state.device_type != self.device_type {
+            return Err(format!(
+                "the state is of a device of type {}, and this one has type {}",
+                state.device_type, self.device_type
+            ));
+        }
+        self.transport().restore(state)
     }
 
     fn transport(&self) -> MutexGuard<'_, Transport> {

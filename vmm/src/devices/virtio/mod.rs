@@ -37,6 +37,7 @@ pub mod entropy;
 mod mmio;
 mod notifier;
 mod slot;
+mod state;
 mod transport;
 mod worker;
 
@@ -44,6 +45,7 @@ pub use attach::{AttachError, attach};
 pub use device::{DriverLog, QueueHandler, Served, VirtioDevice};
 pub use mmio::MmioDevice;
 pub use slot::Slot;
+pub(crate) use state::VirtioState;
 
 #[cfg(test)]
 mod tests;

@@ -47,6 +47,18 @@ impl Notifier {
         self.interrupts.store(0, Ordering::Release);
     }
 
+    /// Takes over the registers that [`status`](Self::status) and [`interrupts`](Self::interrupts) gave.
+    ///
+    /// What the driver has not acknowledged is raised again: KVM passes an edge on from a thread of its own, which may have
+    /// been under way when the interrupt controllers were saved. A driver that gets an edge too many finds nothing to do.
+    pub(super) fn restore(&self, status: u32, interrupts: u32) {
+        self.status.store(status, Ordering::Release);
+        self.interrupts.store(interrupts, Ordering::Release);
+        if interrupts != 0 {
+            self.raise(interrupts);
+        }
+    }
+
     /// The interrupts that the driver has not acknowledged.
     pub(super) fn interrupts(&self) -> u32 {
         self.interrupts.load(Ordering::Acquire)

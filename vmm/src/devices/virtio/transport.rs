@@ -21,7 +21,7 @@ const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 /// Bits that a driver may set in the device status.
-const DRIVER_STATUS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
+pub(super) const DRIVER_STATUS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_DRIVER
     | VIRTIO_CONFIG_S_DRIVER_OK
     | VIRTIO_CONFIG_S_FEATURES_OK
@@ -51,17 +51,17 @@ pub(super) struct Transport {
     pub(super) device_features_select: u32,
     pub(super) driver_features_select: u32,
     pub(super) queue_select: u32,
-    driver_features: u64,
+    pub(super) driver_features: u64,
     /// As the driver set them up; while a worker runs, the worker's own are further on.
-    queues: Vec<Queue>,
+    pub(super) queues: Vec<Queue>,
     /// Kept from pause to resume.
-    handler: Option<Box<dyn QueueHandler>>,
+    pub(super) handler: Option<Box<dyn QueueHandler>>,
     worker: Worker,
-    paused: bool,
-    mem: Arc<GuestMemoryMmap>,
+    pub(super) paused: bool,
+    pub(super) mem: Arc<GuestMemoryMmap>,
     kicks: Arc<[EventFd]>,
-    notifier: Arc<Notifier>,
-    driver_log: DriverLog,
+    pub(super) notifier: Arc<Notifier>,
+    pub(super) driver_log: DriverLog,
 }
 
 impl Transport {
@@ -99,7 +99,7 @@ impl Transport {
         half_of(self.offered_features(), self.device_features_select)
     }
 
-    fn offered_features(&self) -> u64 {
+    pub(super) fn offered_features(&self) -> u64 {
         self.device.features() | TRANSPORT_FEATURES
     }
 
@@ -340,7 +340,7 @@ impl Transport {
 
 /// Whether all of the queue's three areas is in memory (section 2.7). `QueueT::is_valid` finds the same, but logs an
 /// error each time, and a driver may try as often as it likes.
-fn in_memory(queue: &Queue, mem: &GuestMemoryMmap) -> bool {
+pub(super) fn in_memory(queue: &Queue, mem: &GuestMemoryMmap) -> bool {
     let size = usize::from(queue.size());
     let areas = [
         (queue.desc_table(), 16 * size),

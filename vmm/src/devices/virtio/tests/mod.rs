@@ -7,4 +7,5 @@ mod entropy;
 mod hostile;
 mod life_cycle;
 mod log;
+mod saved;
 mod transport;

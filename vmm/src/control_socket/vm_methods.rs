@@ -1,0 +1,276 @@
+//! The methods, carried out on a running VM.
+
+use std::sync::Arc;
+
+use msr_bus::{Access, MsrRange, U64, VcpuId};
+use msr_filter::{FilterConfig, names};
+use msr_kvm::{MsrStats, VmMsrsError};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::method::{
+    DeviceSetParams, FilterText, Method, MsrParams, SnapshotParams, WriteMsrParams,
+};
+use super::protocol::Error;
+use super::results::{
+    DeviceDetails, DeviceSummary, FilterRule, MsrResult, MsrStat, Notice, SnapshotResult, State,
+    Status,
+};
+use super::server::Handler;
+use crate::msr_access::MsrAnswer;
+use crate::running::{RunningVm, VcpuGone};
+
+/// A VM under control.
+pub struct VmMethods<'a> {
+    vm: &'a RunningVm,
+    stats: Arc<MsrStats>,
+    /// Whether a client has paused the VM.
+    paused: bool,
+    /// Whether the process may make files.
+    snapshots: bool,
+}
+
+impl<'a> VmMethods<'a> {
+    /// Controls `vm`, whose MSR accesses `stats` counts.
+    pub fn new(vm: &'a RunningVm, stats: Arc<MsrStats>) -> Self {
+        Self {
+            vm,
+            stats,
+            paused: false,
+            snapshots: true,
+        }
+    }
+
+    /// Refuses `snapshot`, for a process in the sandbox, which may not make files.
+    #[must_use]
+    pub fn without_snapshots(mut self) -> Self {
+        self.snapshots = false;
+        self
+    }
+
+    fn state(&self) -> State {
+        if self.vm.is_paused() {
+            State::Paused
+        } else {
+            State::Running
+        }
+    }
+
+    fn status(&self) -> Status {
+        let counts = self.stats.counts();
+        Status {
+            state: self.state(),
+            vcpus: self.vm.vcpus(),
+            uptime: self.vm.uptime().as_secs_f64(),
+            msr_exits: counts
+                .values()
+                .map(|count| count.reads + count.writes)
+                .sum(),
+            handles_power_button: self.vm.handles_power_button(),
+            pid: std::process::id(),
+        }
+    }
+
+    fn stats(&self) -> Vec<MsrStat> {
+        let counts = self.stats.counts();
+        let stat = |(index, counts): (u32, msr_kvm::Counts)| MsrStat {
+            index,
+            name: names::name(index).map(str::to_owned),
+            reads: counts.reads,
+            writes: counts.writes,
+            faults: counts.faults,
+            device: self
+                .vm
+                .msr_bus()
+                .device(index)
+                .map(|device| device.name().to_owned()),
+        };
+        counts.into_iter().map(stat).collect()
+    }
+
+    fn devices(&self) -> Vec<DeviceSummary> {
+        let mut devices: Vec<DeviceSummary> = Vec::new();
+        for (range, device) in self.vm.msr_bus().claims() {
+            let range = range.to_string();
+            match devices.iter_mut().find(|d| d.name == device.name()) {
+                Some(summary) => summary.msrs.push(range),
+                None => devices.push(DeviceSummary {
+                    name: device.name().to_owned(),
+                    msrs: vec![range],
+                }),
+            }
+        }
+        devices
+    }
+
+    fn device(&self, name: &str) -> Result<DeviceDetails, Error> {
+        let mut claims = self.vm.msr_bus().claims();
+        let device = claims.find(|(_, device)| device.name() == name);
+        let Some((_, device)) = device else {
+            let names: Vec<String> = self.devices().into_iter().map(|d| d.name).collect();
+            return Err(Error::params(format!(
+                "there is no MSR device `{name}`; there are {}",
+                names.join(", ")
+            )));
+        };
+        let plan = self.vm.msr_plan();
+        let live = plan.live.iter().find(|live| live.device() == name);
+        let keys = live.map(|live| serde_json::to_value(live.current()));
+        let keys = keys.transpose().map_err(Error::vm)?;
+        Ok(DeviceDetails {
+            name: name.to_owned(),
+            model: live.map(|live| live.model().to_owned()),
+            keys: keys
+                .and_then(|keys| keys.as_object().cloned())
+                .unwrap_or_default(),
+            live: live.map_or(Vec::new(), |live| {
+                live.live().into_iter().map(|key| key.key).collect()
+            }),
+            state: json(&device.save())?,
+        })
+    }
+
+    fn set_device(&self, params: &DeviceSetParams) -> Result<DeviceDetails, Error> {
+        let name = &params.name;
+        // Says what there is, if it is not there.
+        self.device(name)?;
+        let changes: toml::Table = serde_json::from_value(Value::Object(params.keys.clone()))
+            .map_err(|error| Error::params(format!("keys: {error}")))?;
+        let plan = self.vm.msr_plan();
+        let live = plan.live.iter().find(|live| live.device() == name);
+        let live = live.ok_or_else(|| {
+            Error::params(format!(
+                "device `{name}` is a program's own and has no keys"
+            ))
+        })?;
+        live.set(&changes)
+            .map_err(|error| Error::params(error.to_string()))?;
+        self.device(name)
+    }
+
+    fn filter(&self) -> Result<Vec<FilterRule>, Error> {
+        let plan = self.vm.filter_in_force();
+        if plan.rules.is_none() {
+            let message = "the filter was replaced by one whose rules are not known";
+            return Err(Error::vm(message));
+        }
+        let mut rules: Vec<FilterRule> = plan
+            .spec
+            .rules
+            .iter()
+            .zip(&plan.sources)
+            .map(|(rule, source)| FilterRule {
+                msrs: rule.range.to_string(),
+                access: rule.access.to_string(),
+                verdict: rule.verdict.to_string(),
+                source: source.to_string(),
+            })
+            .collect();
+        rules.push(FilterRule {
+            msrs: "default".into(),
+            access: Access::all().to_string(),
+            verdict: plan.spec.default.to_string(),
+            source: "the default".into(),
+        });
+        Ok(rules)
+    }
+
+    fn set_filter(&self, text: &FilterText) -> Result<(), Error> {
+        let config: FilterConfig = toml::from_str(&text.toml)
+            .map_err(|error| Error::params(format!("the filter: {error}")))?;
+        let set = self.vm.set_filter_rules(&config);
+        set.map_err(|error| match error {
+            VmMsrsError::Plan(error) => Error::params(format!("the filter: {error}")),
+            error => Error::vm(error),
+        })
+    }
+
+    fn notice(&self) -> Result<Value, Error> {
+        json(&Notice {
+            state: self.state(),
+        })
+    }
+}
+
+impl Handler for VmMethods<'_> {
+    fn call(&mut self, method: Method) -> Result<Value, Error> {
+        match method {
+            Method::Status => json(&self.status()),
+            Method::Pause => {
+                if !std::mem::replace(&mut self.paused, true) {
+                    self.vm.pause();
+                }
+                self.notice()
+            }
+            Method::Resume => {
+                if std::mem::take(&mut self.paused) {
+                    self.vm.resume();
+                }
+                self.notice()
+            }
+            Method::PowerButton => {
+                self.vm.press_power_button();
+                self.notice()
+            }
+            Method::Stop => {
+                self.vm.stop();
+                self.notice()
+            }
+            Method::Stats => json(&self.stats()),
+            Method::FilterShow => json(&self.filter()?),
+            Method::FilterSet(text) => {
+                self.set_filter(&text)?;
+                self.notice()
+            }
+            Method::DeviceList => json(&self.devices()),
+            Method::DeviceShow(params) => json(&self.device(&params.name)?),
+            Method::DeviceSet(params) => json(&self.set_device(&params)?),
+            Method::ReadMsr(MsrParams { msr, vcpu }) => {
+                let index = index(&msr)?;
+                answered(index, self.vm.read_msr(VcpuId(vcpu), index))
+            }
+            Method::WriteMsr(WriteMsrParams { msr, value, vcpu }) => {
+                let index = index(&msr)?;
+                answered(index, self.vm.write_msr(VcpuId(vcpu), index, value.0))
+            }
+            Method::Snapshot(_) if !self.snapshots => Err(Error::vm(
+                "the sandbox lets the VMM make no files; a VM is saved that was started with --sandbox=off",
+            )),
+            Method::Snapshot(SnapshotParams { folder }) => {
+                let memory = self.vm.snapshot(&folder).map_err(Error::vm)?;
+                json(&SnapshotResult {
+                    memory,
+                    state: self.state(),
+                })
+            }
+            // The server's own.
+            Method::Wait => self.notice(),
+        }
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<Value, Error> {
+    serde_json::to_value(value).map_err(Error::vm)
+}
+
+fn answered(index: u32, answer: Result<MsrAnswer, VcpuGone>) -> Result<Value, Error> {
+    let answer = answer.map_err(|error| Error::params(error.to_string()))?;
+    json(&MsrResult {
+        index,
+        value: answer.value.map(U64),
+        by: answer.by,
+    })
+}
+
+/// The index of an MSR by index or name.
+fn index(text: &str) -> Result<u32, Error> {
+    let range: MsrRange = text
+        .parse()
+        .map_err(|error| Error::params(format!("msr: {error}")))?;
+    if range.len() != 1 {
+        return Err(Error::params(format!(
+            "msr: {text} is a range: name one MSR"
+        )));
+    }
+    Ok(range.first())
+}

@@ -1,0 +1,123 @@
+//! A snapshot while it is written.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::error::SnapshotError;
+use super::file::{Body, FORMAT, Header, MEMORY, STATE, VERSION};
+
+/// A folder that becomes a snapshot, or goes.
+pub(super) struct Draft {
+    at: PathBuf,
+    folder: PathBuf,
+    committed: bool,
+}
+
+impl Draft {
+    /// A folder beside `folder`, which must not exist.
+    pub(super) fn new(folder: &Path) -> Result<Self, SnapshotError> {
+        if fs::symlink_metadata(folder).is_ok() {
+            return Err(SnapshotError::Exists(folder.to_owned()));
+        }
+        let mut name = folder.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.tmp", std::process::id()));
+        let at = folder.with_file_name(name);
+        // What the guest keeps in its memory is for nobody else.
+        let mut builder = DirBuilder::new();
+        builder.mode(0o700).create(&at).map_err(write_error(&at))?;
+        Ok(Self {
+            at,
+            folder: folder.to_owned(),
+            committed: false,
+        })
+    }
+
+    /// The file for the guest's memory.
+    pub(super) fn memory(&self) -> Result<File, SnapshotError> {
+        let path = self.at.join(MEMORY);
+        let options = File::options().write(true).create_new(true).open(&path);
+        options.map_err(write_error(&path))
+    }
+
+    /// Writes the state, and makes the draft the snapshot once all of it is on the disk.
+    pub(super) fn commit(mut self, body: &Body, memory: &File) -> Result<(), SnapshotError> {
+        let path = self.at.join(STATE);
+        let text =
+            serde_json::to_vec(body).map_err(|error| SnapshotError::Config(error.to_string()))?;
+        let header = Header {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            crc32: crc32fast::hash(&text),
+        };
+        let header =
+            serde_json::to_string(&header).map_err(|e| SnapshotError::Config(e.to_string()))?;
+        let written = File::create_new(&path).and_then(|mut file| {
+            file.write_all(header.as_bytes())?;
+            file.write_all(b"\n")?;
+            file.write_all(&text)?;
+            file.sync_all()
+        });
+        written.map_err(write_error(&path))?;
+        memory
+            .sync_all()
+            .and_then(|()| File::open(&self.at)?.sync_all())
+            .map_err(write_error(&self.at))?;
+        // An empty folder that was made meanwhile would be replaced; anything else is an error.
+        fs::rename(&self.at, &self.folder).map_err(write_error(&self.folder))?;
+        self.committed = true;
+        let parent = match self.folder.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        File::open(parent)
+            .and_then(|parent| parent.sync_all())
+            .map_err(write_error(parent))
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.committed
+            && let Err(error) = fs::remove_dir_all(&self.at)
+        {
+            log::warn!("{}: cannot be removed: {error}", self.at.display());
+        }
+    }
+}
+
+pub(super) fn write_error(path: &Path) -> impl Fn(io::Error) -> SnapshotError {
+    move |source| SnapshotError::Write {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draft_that_is_not_committed_leaves_nothing() {
+        let at = folder("draft");
+        let draft = Draft::new(&at).unwrap();
+        drop(draft.memory().unwrap());
+        let beside = draft.at.clone();
+        assert!(beside.exists() && !at.exists());
+        drop(draft);
+        assert!(!beside.exists() && !at.exists());
+    }
+
+    #[test]
+    fn what_is_there_is_not_replaced() {
+        let at = folder("there");
+        fs::create_dir(&at).unwrap();
+        assert!(matches!(Draft::new(&at), Err(SnapshotError::Exists(_))));
+        fs::remove_dir(&at).unwrap();
+    }
+
+    fn folder(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("snapshot.{name}.{}", std::process::id()))
+    }
+}
