@@ -235,7 +235,7 @@ fn what_linux_needs_is_told_by_the_vendor_that_the_guest_is_shown() {
         );
         let text = stdout(&["filter", config.path()]);
         assert!(
-            text.contains("no Linux guest boots without: IA32_APIC_BASE"),
+            text.contains("no Linux guest boots without: IA32_MCG_STATUS"),
             "{text}"
         );
         text.contains("IA32_MISC_ENABLE")
