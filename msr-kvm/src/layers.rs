@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use msr_filter::{Access, FilterConfig, FilterSpec, MsrRange, Rule, Verdict};
+use msr_filter::{Access, FilterConfig, FilterSpec, MsrRange, RangeSummary, Rule, Verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::source::RuleSource;
@@ -52,12 +52,53 @@ impl FilterLayer {
 pub struct LostRule {
     /// The rule that has no effect there.
     pub rule: RuleSource,
-    /// The MSRs that it allows and the other denies.
-    pub msrs: MsrRange,
+    /// The MSRs that it allows and the other denies, by rising index.
+    pub msrs: Vec<MsrRange>,
     /// The kinds of access.
     pub access: Access,
     /// The rule or default that denies.
     pub by: RuleSource,
+}
+
+impl LostRule {
+    /// Whether it is one of the configuration's own, and not a model's or a profile's.
+    pub fn is_of_user(&self) -> bool {
+        matches!(self.rule, RuleSource::User { .. })
+    }
+}
+
+/// A piece of a [`LostRule`], in which no rule begins or ends.
+#[derive(Debug)]
+pub(crate) struct LostPiece {
+    rule: RuleSource,
+    pub(crate) msrs: MsrRange,
+    access: Access,
+    by: RuleSource,
+}
+
+/// The rules that these are pieces of: what is to be said of several ranges of a rule is said once.
+pub(crate) fn lost_rules(pieces: impl Iterator<Item = LostPiece>) -> Vec<LostRule> {
+    let mut rules: Vec<LostRule> = Vec::new();
+    for LostPiece {
+        rule,
+        msrs,
+        access,
+        by,
+    } in pieces
+    {
+        let like =
+            |lost: &&mut LostRule| lost.rule == rule && lost.by == by && lost.access == access;
+        match rules.iter_mut().find(like) {
+            Some(lost) => lost.msrs.push(msrs),
+            None => rules.push(LostRule {
+                rule,
+                msrs: vec![msrs],
+                access,
+                by,
+            }),
+        }
+    }
+    rules
 }
 
 /// The filter that several layers make together.
@@ -67,7 +108,7 @@ pub(crate) struct Combined {
     pub(crate) rules: Vec<Rule>,
     /// Where each of the rules comes from.
     pub(crate) sources: Vec<RuleSource>,
-    pub(crate) lost: Vec<LostRule>,
+    pub(crate) lost: Vec<LostPiece>,
 }
 
 /// A filter with where its rules come from.
@@ -227,7 +268,7 @@ impl Combined {
             .find(|lost| lost.rule == *rule && lost.by == *by && lost.msrs == msrs);
         match same {
             Some(lost) => lost.access |= access,
-            None => self.lost.push(LostRule {
+            None => self.lost.push(LostPiece {
                 rule: rule.clone(),
                 msrs,
                 access,
@@ -247,7 +288,8 @@ impl std::fmt::Display for LostRule {
         } = self;
         write!(
             f,
-            "{rule} allows {msrs} ({access}), which {by} denies: what one layer denies stays denied"
+            "{rule} allows {} ({access}), which {by} denies: what one layer denies stays denied",
+            RangeSummary(msrs)
         )
     }
 }
@@ -293,7 +335,8 @@ mod tests {
         ] {
             assert_eq!(spec.verdict(index, Access::READ), verdict, "{index:#x}");
         }
-        let lost: Vec<String> = combined.lost.iter().map(ToString::to_string).collect();
+        let lost = lost_rules(combined.lost.into_iter());
+        let lost: Vec<String> = lost.iter().map(ToString::to_string).collect();
         assert!(
             lost.contains(
                 &"profile p, rule 1 allows 0x4b564d00 (rw), which the default of model m denies: \

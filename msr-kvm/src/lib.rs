@@ -53,7 +53,7 @@ pub use profile::{
     load as load_profile,
 };
 pub use source::RuleSource;
-pub use stats::{Counts, MsrStats};
+pub use stats::{Counts, MsrStats, StatsRow};
 pub use vcpu::VcpuMsrs;
 pub use vm::{VmMsrs, VmMsrsError};
 

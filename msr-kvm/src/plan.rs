@@ -362,7 +362,7 @@ fn derive(bus: &MsrBus, layers: &[Layer]) -> (FilterSpec, Vec<RuleSource>, Vec<L
             .any(|(claim, _)| claim.first() <= range.first() && range.last() <= claim.last())
     };
     let lost = combined.lost.into_iter();
-    let lost = lost.filter(|lost| !answered(lost.msrs)).collect();
+    let lost = layers::lost_rules(lost.filter(|lost| !answered(lost.msrs)));
     let default = combined.default;
     (FilterSpec { default, rules }, sources, lost)
 }

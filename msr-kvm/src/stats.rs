@@ -145,6 +145,49 @@ impl Table {
     }
 }
 
+/// What is told of one MSR: a line of the table, without its end.
+#[derive(Clone, Copy, Debug)]
+pub struct StatsRow<'a> {
+    /// The MSR.
+    pub index: u32,
+    /// RDMSRs, those that faulted included.
+    pub reads: u64,
+    /// WRMSRs, those that faulted included.
+    pub writes: u64,
+    /// Accesses that were answered with #GP.
+    pub faults: u64,
+    /// The device that answers; none for the default.
+    pub device: Option<&'a str>,
+}
+
+impl StatsRow<'_> {
+    /// The heads of the columns.
+    pub fn head() -> String {
+        format!(
+            "{:<12}{:<36}{:>9}{:>9}{:>9}  answered by",
+            "index", "name", "reads", "writes", "faults"
+        )
+    }
+}
+
+impl fmt::Display for StatsRow<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            index,
+            reads,
+            writes,
+            faults,
+            device,
+        } = self;
+        let name = names::name(*index).unwrap_or("-");
+        let by = device.unwrap_or("default (unclaimed)");
+        write!(
+            f,
+            "{index:<#12x}{name:<36}{reads:>9}{writes:>9}{faults:>9}  {by}"
+        )
+    }
+}
+
 struct StatsTable<'a> {
     stats: &'a MsrStats,
     bus: &'a MsrBus,
@@ -157,11 +200,7 @@ impl fmt::Display for StatsTable<'_> {
             return writeln!(f, "MSR accesses that reached userspace: none");
         }
         writeln!(f, "MSR accesses that reached userspace:")?;
-        writeln!(
-            f,
-            "{:<12}{:<36}{:>9}{:>9}{:>9}  answered by",
-            "index", "name", "reads", "writes", "faults"
-        )?;
+        writeln!(f, "{}", StatsRow::head())?;
         for (
             index,
             Counts {
@@ -172,15 +211,15 @@ impl fmt::Display for StatsTable<'_> {
             },
         ) in counts
         {
-            let name = names::name(index).unwrap_or("-");
-            let by = self
-                .bus
-                .device(index)
-                .map_or("default (unclaimed)", |device| device.name());
-            writeln!(
-                f,
-                "{index:<#12x}{name:<36}{reads:>9}{writes:>9}{faults:>9}  {by}"
-            )?;
+            let device = self.bus.device(index).map(msr_bus::MsrDevice::name);
+            let row = StatsRow {
+                index,
+                reads,
+                writes,
+                faults,
+                device,
+            };
+            writeln!(f, "{row}")?;
             if let Some(value) = last
                 && let Some(fields) = fields::decode(index, value)
             {

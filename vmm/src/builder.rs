@@ -24,7 +24,7 @@ use crate::snapshot::{self, Devices, SaveContext, Snapshot};
 use crate::timing::{BootEvent, BootTiming};
 use crate::vcpu::Vcpu;
 use crate::vm::{Vm, VmError};
-use msr_kvm::{LostRule, MsrPlan, PlanError, RefusedMsrs, RuleSource, VmMsrs};
+use msr_kvm::{LostRule, MsrPlan, PlanError, RefusedMsrs, VmMsrs};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Collects what a VM is made of, beyond its configuration.
@@ -165,12 +165,16 @@ impl VmBuilder {
     pub fn build(self) -> Result<Vm, VmError> {
         let timing = self.timing;
         let mark = |event| timing.iter().for_each(|timing| timing.mark(event));
-        let config = self.config;
+        let mut config = self.config;
         config.vm.check()?;
         let topology = config.vm.topology()?;
         if let Some(snapshot) = &self.snapshot {
             snapshot.check_disks(&config.vm, self.changed_disks)?;
         }
+        // Read once: the file may change until a snapshot is restored.
+        let profile = config.msr.profile_layer().map_err(PlanError::from)?;
+        config.msr.layers.extend(profile);
+        config.msr.profile = None;
         let devices = virtio_devices(&config.vm)?;
         let mut plan = MsrPlan::builder(topology, config.cpu.cpu_identity()?)
             .config(&config.msr, &self.models)?;
@@ -308,14 +312,9 @@ impl VmBuilder {
         }
         mark(BootEvent::Built);
 
-        let mut saved = config;
-        // The file may change until a snapshot is restored.
-        let profile = saved.msr.profile_layer().map_err(PlanError::from)?;
-        saved.msr.layers.extend(profile);
-        saved.msr.profile = None;
         let save_context = SaveContext {
             kvm,
-            config: saved,
+            config,
             cpuid: leaves,
             tsc_khz,
             memory: memory.clone(),
@@ -356,15 +355,10 @@ impl VmBuilder {
 }
 
 /// Tells of the configuration's own rules that allow what its model or profile denies. What those deny of each other is what
-/// combining them is for.
-fn warn_of_lost(lost: &[LostRule]) {
-    for lost in lost {
-        let level = if matches!(lost.rule, RuleSource::User { .. }) {
-            log::Level::Warn
-        } else {
-            log::Level::Debug
-        };
-        log::log!(level, "{lost}");
+/// combining them is for, and `msr-vmm` tells that.
+pub(crate) fn warn_of_lost(lost: &[LostRule]) {
+    for lost in lost.iter().filter(|lost| lost.is_of_user()) {
+        log::warn!("{lost}");
     }
 }
 

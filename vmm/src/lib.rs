@@ -68,7 +68,7 @@ pub use builder::VmBuilder;
 pub use config::Config;
 pub use fault::{Fault, FaultReason, VcpuRegisters};
 pub use filter_in_force::FilterInForce;
-pub use msr_access::{MsrAnswer, Responder};
+pub use msr_access::{AnsweredBy, MsrAnswer};
 pub use running::{RunningVm, VcpuGone};
 pub use shutdown::{ShutdownReason, ShutdownSender};
 pub use timing::{BootEvent, BootTiming};

@@ -20,7 +20,7 @@ use crate::running::{RunningVm, VcpuGone};
 /// Who answers an access.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Responder {
+pub enum AnsweredBy {
     /// KVM itself.
     Kernel,
     /// The MSR device of this name.
@@ -37,7 +37,7 @@ pub struct MsrAnswer {
     /// The value read, or 0 for a write; `None` for #GP.
     pub value: Option<u64>,
     /// Who answered.
-    pub by: Responder,
+    pub by: AnsweredBy,
 }
 
 impl RunningVm {
@@ -98,7 +98,7 @@ impl Way {
             Some(value) => cpu.set_kernel_msr(index, value).ok().map(|()| 0),
         };
         if kernel.is_some() {
-            let by = Responder::Kernel;
+            let by = AnsweredBy::Kernel;
             return MsrAnswer { value: kernel, by };
         }
         // An MSR that KVM does not even read is one that it does not know; else it rejects the value.
@@ -118,7 +118,7 @@ impl Way {
         reason: ExitReason,
     ) -> MsrAnswer {
         if !self.exits.contains(&reason) {
-            let by = Responder::Nobody;
+            let by = AnsweredBy::Nobody;
             return MsrAnswer { value: None, by };
         }
         let access = MsrAccess { index, reason, cpu };
@@ -128,9 +128,12 @@ impl Way {
         };
         MsrAnswer {
             value: answer.ok(),
-            by: self.bus.device(index).map_or(Responder::Default, |device| {
-                Responder::Device(device.name().to_owned())
-            }),
+            by: self
+                .bus
+                .device(index)
+                .map_or(AnsweredBy::Default, |device| {
+                    AnsweredBy::Device(device.name().to_owned())
+                }),
         }
     }
 }

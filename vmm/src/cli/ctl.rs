@@ -9,16 +9,17 @@ use clap::{Args, Subcommand, ValueHint};
 use clap_complete::ArgValueCandidates;
 use msr_bus::U64;
 use msr_filter::names;
+use msr_kvm::StatsRow;
 use serde_json::Value;
 
-use crate::Responder;
+use crate::AnsweredBy;
 use crate::cli::completions::candidates;
 use crate::cli::run::debug_exit;
 use crate::cli::{Failure, print};
 use crate::control_socket::{
-    Client, ClientError, DeviceDetails, DeviceParams, DeviceSetParams, DeviceSummary, FilterRule,
-    FilterText, Method, MsrParams, MsrResult, MsrStat, Notice, SnapshotParams, SnapshotResult,
-    State, Status, WaitResult, WriteMsrParams,
+    Client, ClientError, DeviceDetails, DeviceParams, DeviceSetParams, DeviceSummary, Error,
+    FilterRule, FilterText, Method, MsrParams, MsrResult, MsrStat, Notice, SnapshotParams,
+    SnapshotResult, State, Status, WaitResult, WriteMsrParams,
 };
 
 /// What `msr-vmm ctl` takes.
@@ -207,7 +208,9 @@ fn method(command: &CtlCommand) -> Result<Method, Failure> {
 /// A request that the VMM did not understand is the user's to mend.
 fn refused(error: ClientError) -> Failure {
     match &error {
-        ClientError::Refused(refusal) if refusal.code == -32602 => Failure::usage(error),
+        ClientError::Refused(refusal) if refusal.code == Error::INVALID_PARAMS => {
+            Failure::usage(error)
+        }
         _ => Failure::fault(error),
     }
 }
@@ -275,18 +278,16 @@ fn text(method: &Method, result: Value) -> Result<String, Failure> {
             line(format_args!("process       {}", status.pid));
         }
         Method::Stats => {
-            line(format_args!(
-                "{:<12}{:<36}{:>9}{:>9}{:>9}  answered by",
-                "index", "name", "reads", "writes", "faults"
-            ));
+            line(format_args!("{}", StatsRow::head()));
             for stat in read::<Vec<MsrStat>>(result)? {
-                let (index, reads, writes) = (stat.index, stat.reads, stat.writes);
-                let name = stat.name.as_deref().unwrap_or("-");
-                let by = stat.device.as_deref().unwrap_or("default (unclaimed)");
-                let faults = stat.faults;
-                line(format_args!(
-                    "{index:<#12x}{name:<36}{reads:>9}{writes:>9}{faults:>9}  {by}"
-                ));
+                let row = StatsRow {
+                    index: stat.index,
+                    reads: stat.reads,
+                    writes: stat.writes,
+                    faults: stat.faults,
+                    device: stat.device.as_deref(),
+                };
+                line(format_args!("{row}"));
             }
         }
         Method::FilterShow => {
@@ -324,10 +325,10 @@ fn text(method: &Method, result: Value) -> Result<String, Failure> {
             let result: MsrResult = read(result)?;
             let name = names::name(result.index).unwrap_or("-");
             let by = match &result.by {
-                Responder::Kernel => "the kernel (KVM)".to_owned(),
-                Responder::Device(name) => format!("device `{name}`"),
-                Responder::Default => "the default (unclaimed)".to_owned(),
-                Responder::Nobody => "nobody: msr.exits lacks the reason".to_owned(),
+                AnsweredBy::Kernel => "the kernel (KVM)".to_owned(),
+                AnsweredBy::Device(name) => format!("device `{name}`"),
+                AnsweredBy::Default => "the default (unclaimed)".to_owned(),
+                AnsweredBy::Nobody => "nobody: msr.exits lacks the reason".to_owned(),
             };
             let value = result
                 .value
@@ -339,15 +340,13 @@ fn text(method: &Method, result: Value) -> Result<String, Failure> {
             let (mib, state) = (result.memory >> 20, state(result.state));
             line(format_args!("saved, {mib} MiB of memory; {state}"));
         }
+        // The state is still that of before: the guest ends a moment later.
+        Method::Stop => line(format_args!("stopping")),
         Method::Wait => {
             let result: WaitResult = read(result)?;
             line(format_args!("{}", result.reason));
         }
-        Method::Pause
-        | Method::Resume
-        | Method::PowerButton
-        | Method::Stop
-        | Method::FilterSet(_) => {
+        Method::Pause | Method::Resume | Method::PowerButton | Method::FilterSet(_) => {
             let notice: Notice = read(result)?;
             line(format_args!("{}", state(notice.state)));
         }

@@ -29,21 +29,30 @@ pub(crate) fn vendor(loaded: &LoadedConfig) -> Option<CpuVendor> {
     identity.ok().map(|identity| identity.vendor)
 }
 
-/// Logs what in a configuration is probably a mistake.
+/// Logs what in a configuration is probably a mistake, but for what the VM's builder tells ([`warn_of_lost`](crate::builder)).
 pub(crate) fn warn(loaded: &LoadedConfig, plan: &MsrPlan) {
+    let lost = plan.lost.iter().filter(|lost| !lost.is_of_user());
     for warning in loaded
         .config
         .vm
         .warnings()
         .into_iter()
-        .chain(warnings(plan, vendor(loaded)))
+        .chain(of_rules(plan, vendor(loaded)))
+        .chain(lost.map(ToString::to_string))
     {
         log::warn!("{warning}");
     }
 }
 
-/// What in the rules is probably a mistake, by where the rules come from.
+/// What in the rules is probably a mistake, and what of them has no effect because another layer denies it.
 pub(crate) fn warnings(plan: &MsrPlan, vendor: Option<CpuVendor>) -> Vec<String> {
+    let mut warnings = of_rules(plan, vendor);
+    warnings.extend(plan.lost.iter().map(ToString::to_string));
+    warnings
+}
+
+/// What in the rules is probably a mistake, by where the rules come from.
+fn of_rules(plan: &MsrPlan, vendor: Option<CpuVendor>) -> Vec<String> {
     let mut warnings = Vec::new();
     // Each layer on its own: that another has the last word on an MSR is no mistake in it. The configuration's own rules are
     // written beside the devices, and models and profiles without knowing of them.
@@ -62,7 +71,6 @@ pub(crate) fn warnings(plan: &MsrPlan, vendor: Option<CpuVendor>) -> Vec<String>
         };
         warnings.extend(rule_warnings::in_words(&rules, spec.warnings()));
     }
-    warnings.extend(rule_warnings::lost_in_words(&plan.lost));
     // What a device answers is not missing.
     let unanswered = |missing: Vec<(u32, Access)>| -> Vec<(u32, Access)> {
         let answered = |index: u32| plan.bus.device(index).is_some();

@@ -1,8 +1,9 @@
 //! Warnings about rules, in words. A rule of a file may list hundreds of ranges, each of which is a rule of the filter:
 //! what is to be said of several of them is said once.
 
-use msr_filter::{Access, MsrRange, RangeSummary, Rule, Warning};
-use msr_kvm::{LostRule, RuleSource};
+use std::fmt;
+
+use msr_filter::{MsrRange, RangeSummary, Rule, Warning};
 
 /// What is wrong with ranges of a rule.
 #[derive(PartialEq)]
@@ -26,26 +27,40 @@ impl Fault {
             _ => self == other,
         }
     }
+}
 
-    fn in_words(&self, source: &str, ranges: &[MsrRange], ignored: &[MsrRange]) -> String {
-        let rule = format!("{source} on {}", RangeSummary(ranges));
-        match self {
-            Self::Shadowed { by, on } => format!(
-                "{rule} has no effect: what comes before decides all it speaks of, first {by} on {on}"
+/// A sentence.
+struct Told<'a> {
+    /// Where the rule is written.
+    source: &'a str,
+    fault: Fault,
+    ranges: Vec<MsrRange>,
+    /// Of the ranges, what KVM does not filter.
+    ignored: Vec<MsrRange>,
+}
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.source, RangeSummary(&self.ranges))?;
+        match &self.fault {
+            Fault::Shadowed { by, on } => write!(
+                f,
+                " has no effect: what comes before decides all it speaks of, first {by} on {on}"
             ),
-            Self::X2Apic => format!(
-                "{rule} has no effect on {}: KVM never filters the x2APIC MSRs",
-                RangeSummary(ignored)
+            Fault::X2Apic => write!(
+                f,
+                " has no effect on {}: KVM never filters the x2APIC MSRs",
+                RangeSummary(&self.ignored)
             ),
-            Self::FastPath => format!("{rule}: {}", msr_filter::FAST_PATH),
-            Self::NoAccess => format!("{rule} has no effect: it is for no kind of access"),
+            Fault::FastPath => write!(f, ": {}", msr_filter::FAST_PATH),
+            Fault::NoAccess => f.write_str(" has no effect: it is for no kind of access"),
         }
     }
 }
 
 /// The warnings that are about rules, each of which has its source beside it.
 pub(super) fn in_words(rules: &[(Rule, String)], warnings: Vec<Warning>) -> Vec<String> {
-    let mut told: Vec<(&str, Fault, Vec<MsrRange>, Vec<MsrRange>)> = Vec::new();
+    let mut told: Vec<Told<'_>> = Vec::new();
     for warning in warnings {
         let (number, fault, ignored) = match warning {
             Warning::Shadowed { rule, by } => {
@@ -60,42 +75,17 @@ pub(super) fn in_words(rules: &[(Rule, String)], warnings: Vec<Warning>) -> Vec<
         };
         let (rule, source) = &rules[number];
         match told.last_mut() {
-            Some((last, like, ranges, all)) if *last == *source && like.is_like(&fault) => {
-                ranges.push(rule.range);
-                all.extend(ignored);
+            Some(last) if last.source == source && last.fault.is_like(&fault) => {
+                last.ranges.push(rule.range);
+                last.ignored.extend(ignored);
             }
-            _ => told.push((
+            _ => told.push(Told {
                 source,
                 fault,
-                vec![rule.range],
-                ignored.into_iter().collect(),
-            )),
+                ranges: vec![rule.range],
+                ignored: ignored.into_iter().collect(),
+            }),
         }
     }
-    let words = told.iter();
-    words
-        .map(|(source, fault, ranges, ignored)| fault.in_words(source, ranges, ignored))
-        .collect()
-}
-
-/// What of the layers' rules others deny.
-pub(super) fn lost_in_words(lost: &[LostRule]) -> Vec<String> {
-    let mut told: Vec<(&RuleSource, &RuleSource, Access, Vec<MsrRange>)> = Vec::new();
-    for lost in lost {
-        let (rule, by, access) = (&lost.rule, &lost.by, lost.access);
-        let like = told
-            .iter_mut()
-            .find(|(r, b, a, _)| (*r, *b, *a) == (rule, by, access));
-        match like {
-            Some((.., ranges)) => ranges.push(lost.msrs),
-            None => told.push((rule, by, access, vec![lost.msrs])),
-        }
-    }
-    let words = told.iter();
-    words
-        .map(|(rule, by, access, ranges)| {
-            let msrs = RangeSummary(ranges);
-            format!("{rule} allows {msrs} ({access}), which {by} denies: what one layer denies stays denied")
-        })
-        .collect()
+    told.iter().map(ToString::to_string).collect()
 }

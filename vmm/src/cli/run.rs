@@ -10,7 +10,7 @@ use std::time::Duration;
 use msr_bus::{DeviceModel, MsrObserver};
 use nix::sys::signalfd::SignalFd;
 
-use crate::builder::VmBuilder;
+use crate::builder::{VmBuilder, warn_of_lost};
 use crate::cli::args::{RestoreArgs, RunArgs};
 use crate::cli::msr_log::MsrLog;
 use crate::cli::plan::{plan, warn};
@@ -37,7 +37,9 @@ pub(crate) fn run(
     let loaded = args.load()?;
     if args.print_config {
         // What cannot be a machine is not printed as one.
-        warn(&loaded, &plan(&loaded, models)?);
+        let plan = plan(&loaded, models)?;
+        warn(&loaded, &plan);
+        warn_of_lost(&plan.lost);
         let text = toml::to_string(&loaded.config).map_err(Failure::fault)?;
         return print(&text);
     }

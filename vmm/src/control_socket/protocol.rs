@@ -61,6 +61,9 @@ pub struct Error {
 }
 
 impl Error {
+    /// The code for wrong parameters, which are the caller's to mend.
+    pub const INVALID_PARAMS: i32 = -32602;
+
     pub(super) fn parse(error: &serde_json::Error) -> Self {
         Self::new(-32700, format!("the line is no JSON: {error}"))
     }
@@ -78,7 +81,7 @@ impl Error {
     }
 
     pub(super) fn params(message: impl Into<String>) -> Self {
-        Self::new(-32602, message)
+        Self::new(Self::INVALID_PARAMS, message)
     }
 
     /// The VM cannot do it.

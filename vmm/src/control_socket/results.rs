@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::Responder;
+use crate::AnsweredBy;
 use crate::shutdown::ShutdownReason;
 
 /// What was saved.
@@ -121,7 +121,7 @@ pub struct MsrResult {
     /// The value read, or 0 for a write; null for #GP.
     pub value: Option<U64>,
     /// Who answered.
-    pub by: Responder,
+    pub by: AnsweredBy,
 }
 
 /// How the guest ended.

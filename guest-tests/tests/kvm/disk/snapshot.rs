@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use guest_tests::guest::{Folder, Guest, RestoredGuest, complaint};
 use libtest_mimic::Failed;
-use msr_vmm::Responder;
+use msr_vmm::AnsweredBy;
 use msr_vmm::control_socket::{
     Client, Method, MsrParams, MsrResult, SnapshotParams, SnapshotResult,
 };
@@ -56,7 +56,7 @@ fn counters(client: &mut Client) -> Result<Vec<(u32, u64)>, Failed> {
     for index in ENERGY {
         let result = read(index, 0)?;
         // KVM has an answer of its own to the other vendor's.
-        if result.by == Responder::Device("rapl".to_owned()) {
+        if result.by == AnsweredBy::Device("rapl".to_owned()) {
             values.push((index, result.value.ok_or("#GP")?.0));
         }
     }
