@@ -43,6 +43,17 @@ impl VcpuMsrs {
         self.synchronized = true;
     }
 
+    /// Ends what [`synchronize_registers`](Self::synchronize_registers) began: observers have no RIP any more.
+    pub fn desynchronize_registers(&mut self, fd: &mut VcpuFd) {
+        fd.clear_sync_valid_reg(SyncReg::Register);
+        self.synchronized = false;
+    }
+
+    /// Whether observers have the RIP of each access.
+    pub fn synchronizes_registers(&self) -> bool {
+        self.synchronized
+    }
+
     /// Answers the MSR exit that KVM_RUN has just returned with: asks the bus, and leaves the answer for the next
     /// KVM_RUN. After any other exit it does nothing and gives `None`.
     ///

@@ -13,6 +13,7 @@ use msr_kvm::{MsrPlan, VmMsrs, VmMsrsError};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::Killable;
 
+use crate::boot::Images;
 use crate::control::{Control, install_kick_handler, kick_signal};
 use crate::devices::power::PowerManagement;
 use crate::devices::serial::Console;
@@ -59,6 +60,8 @@ pub struct RunningVm {
     shutdown: ShutdownSender,
     shutdown_receiver: ShutdownReceiver,
     save_context: Arc<SaveContext>,
+    /// What was loaded, unless the VM comes from a snapshot.
+    images: Option<Images>,
 }
 
 impl RunningVm {
@@ -82,6 +85,7 @@ impl RunningVm {
             shutdown: vm.shutdown,
             shutdown_receiver: vm.shutdown_receiver,
             save_context: vm.save_context,
+            images: vm.images,
         };
         for vcpu in vm.vcpus {
             let clock = running.msrs.clock().clone();
@@ -300,6 +304,11 @@ impl RunningVm {
 
     pub(crate) fn save_context(&self) -> &Arc<SaveContext> {
         &self.save_context
+    }
+
+    /// As [`Vm::kernel_build_id`]; none for a VM from a snapshot.
+    pub(crate) fn kernel_build_id(&self) -> Option<String> {
+        self.images.as_ref()?.build_id(&self.save_context.memory)
     }
 
     pub(crate) fn power(&self) -> &PowerManagement {

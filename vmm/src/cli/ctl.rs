@@ -1,5 +1,6 @@
 //! `msr-vmm ctl`: steers a running VM through its control socket.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::thread;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueHint};
 use clap_complete::ArgValueCandidates;
-use msr_bus::U64;
+use msr_bus::{Document, U64, nearest};
 use msr_filter::names;
 use msr_kvm::StatsRow;
 use serde_json::Value;
@@ -19,7 +20,7 @@ use crate::cli::{Failure, print};
 use crate::control_socket::{
     Client, ClientError, DeviceDetails, DeviceParams, DeviceSetParams, DeviceSummary, Error,
     FilterRule, FilterText, Method, MsrParams, MsrResult, MsrStat, Notice, SnapshotParams,
-    SnapshotResult, State, Status, WaitResult, WriteMsrParams,
+    SnapshotResult, State, Status, TraceParams, TraceResult, WaitResult, WriteMsrParams,
 };
 
 /// What `msr-vmm ctl` takes.
@@ -88,8 +89,27 @@ pub enum CtlCommand {
         #[arg(value_hint = ValueHint::DirPath)]
         folder: PathBuf,
     },
+    /// Begin or end a trace of MSR accesses.
+    #[command(subcommand)]
+    Trace(CtlTraceCommand),
     /// Wait for the guest's end, and end with the exit status that `msr-vmm run` has.
     Wait,
+    /// What is no command: the message says what there is.
+    #[command(external_subcommand)]
+    Unknown(Vec<OsString>),
+}
+
+/// What can be done with traces.
+#[derive(Debug, Subcommand)]
+pub enum CtlTraceCommand {
+    /// Record MSR accesses from now on, until `trace stop` or the guest's end.
+    Start {
+        /// The trace's file, which must not exist.
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// End the trace that `trace start` began.
+    Stop,
 }
 
 /// What can be done with the filter.
@@ -100,7 +120,7 @@ pub enum FilterCommand {
     /// Replace the VM's own rules while the vCPUs run. What devices claim stays theirs, and the CPU model and the profile go on
     /// narrowing what the rules allow.
     Set {
-        /// A filter alone, as a profile: `default` and `[[rule]]` tables (TOML).
+        /// A filter alone, as a profile: `default` and `[[rule]]` tables (TOML). "-" is standard input.
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
@@ -146,11 +166,12 @@ fn value(text: &str) -> Result<U64, String> {
 
 /// Asks the VM and prints the answer.
 pub(crate) fn ctl(args: &CtlArgs) -> Result<(), Failure> {
+    // Wrong whether or not somebody serves the socket.
+    let method = method(&args.command)?;
     let mut client = Client::connect(&args.path).map_err(Failure::usage)?;
     if let CtlCommand::Stats { watch: true } = args.command {
         return watch(&mut client, args.json);
     }
-    let method = method(&args.command)?;
     let result = client.call(&method).map_err(refused)?;
     if args.json {
         print(&format!("{result}\n"))?;
@@ -173,11 +194,12 @@ fn method(command: &CtlCommand) -> Result<Method, Failure> {
         CtlCommand::Stop => Method::Stop,
         CtlCommand::Stats { .. } => Method::Stats,
         CtlCommand::Filter(FilterCommand::Show) => Method::FilterShow,
-        CtlCommand::Filter(FilterCommand::Set { file }) => {
-            let toml = std::fs::read_to_string(file)
-                .map_err(|error| Failure::usage(format!("{}: {error}", file.display())))?;
-            Method::FilterSet(FilterText { toml })
-        }
+        CtlCommand::Filter(FilterCommand::Set { file }) => Method::FilterSet(FilterText {
+            toml: Document::read(file)
+                .map_err(Failure::usage)?
+                .text()
+                .to_owned(),
+        }),
         CtlCommand::Device(DeviceCommand::List) => Method::DeviceList,
         CtlCommand::Device(DeviceCommand::Show { name }) => {
             Method::DeviceShow(DeviceParams { name: name.clone() })
@@ -201,8 +223,31 @@ fn method(command: &CtlCommand) -> Result<Method, Failure> {
             let folder = std::path::absolute(folder).map_err(Failure::usage)?;
             Method::Snapshot(SnapshotParams { folder })
         }
+        CtlCommand::Trace(CtlTraceCommand::Start { file }) => {
+            let file = std::path::absolute(file).map_err(Failure::usage)?;
+            Method::TraceStart(TraceParams { file })
+        }
+        CtlCommand::Trace(CtlTraceCommand::Stop) => Method::TraceStop,
         CtlCommand::Wait => Method::Wait,
+        CtlCommand::Unknown(words) => return Err(unknown(words)),
     })
+}
+
+/// What clap, after the path, would call an unexpected argument.
+fn unknown(words: &[OsString]) -> Failure {
+    let word = words.first().map(|word| word.to_string_lossy());
+    let word = word.as_deref().unwrap_or_default();
+    let command = CtlCommand::augment_subcommands(clap::Command::new("ctl"));
+    let names: Vec<&str> = command
+        .get_subcommands()
+        .map(clap::Command::get_name)
+        .collect();
+    let meant = nearest(word, names.iter().copied());
+    let meant = meant.map_or(String::new(), |name| format!("did you mean `{name}`? "));
+    let names = names.join(", ");
+    Failure::usage(format!(
+        "there is no command `{word}`; {meant}there are {names}"
+    ))
 }
 
 /// A request that the VMM did not understand is the user's to mend.
@@ -275,6 +320,9 @@ fn text(method: &Method, result: Value) -> Result<String, Failure> {
             line(format_args!("uptime        {:.1} s", status.uptime));
             line(format_args!("MSR exits     {}", status.msr_exits));
             line(format_args!("power button  {yes}"));
+            if let Some(file) = &status.trace {
+                line(format_args!("trace         {file}"));
+            }
             line(format_args!("process       {}", status.pid));
         }
         Method::Stats => {
@@ -346,7 +394,23 @@ fn text(method: &Method, result: Value) -> Result<String, Failure> {
             let result: WaitResult = read(result)?;
             line(format_args!("{}", result.reason));
         }
-        Method::Pause | Method::Resume | Method::PowerButton | Method::FilterSet(_) => {
+        Method::TraceStop => {
+            let result: TraceResult = read(result)?;
+            let TraceResult {
+                file,
+                records,
+                lost,
+                bytes,
+            } = result;
+            line(format_args!(
+                "{file}: {records} records, {lost} lost, {bytes} bytes"
+            ));
+        }
+        Method::Pause
+        | Method::Resume
+        | Method::PowerButton
+        | Method::FilterSet(_)
+        | Method::TraceStart(_) => {
             let notice: Notice = read(result)?;
             line(format_args!("{}", state(notice.state)));
         }

@@ -80,6 +80,10 @@ pub(crate) fn of(command: &str) -> &'static [Example] {
                         "msr-vmm ctl vm.sock read IA32_THERM_STATUS --vcpu 1",
                     ),
                     example(
+                        "Record the guest's MSR accesses from now on",
+                        "msr-vmm ctl vm.sock trace start now.trace",
+                    ),
+                    example(
                         "Save the VM in a new folder",
                         "msr-vmm ctl vm.sock snapshot saved.vm",
                     ),

@@ -1,9 +1,11 @@
 //! `msr-vmm run` and `msr-vmm restore`.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use crate::cli::args::{RestoreArgs, RunArgs};
 use crate::cli::msr_log::MsrLog;
 use crate::cli::plan::{plan, warn};
 use crate::cli::sandbox::Confined;
-use crate::cli::trace::{RunTrace, TraceOptions};
+use crate::cli::trace::{RunTrace, TraceOptions, tell};
 use crate::cli::{Failure, footprint, print, session};
 use crate::config::LoadedConfig;
 use crate::control_socket::ControlSocket;
@@ -23,6 +25,7 @@ use crate::sandbox::Role;
 use crate::shutdown::ShutdownReason;
 use crate::snapshot::Snapshot;
 use crate::timing::{BootEvent, BootTiming};
+use crate::trace::{LiveTrace, TraceSwitch};
 use crate::vm::{Vm, VmError};
 use msr_kvm::MsrStats;
 
@@ -143,7 +146,11 @@ impl Machine<'_> {
         for model in self.models {
             builder = builder.device_model(*model);
         }
+        // With a trace from the start there is none to be switched on.
+        let switched = self.control.is_some() && trace.is_none();
+        let switch = Arc::new(TraceSwitch::default());
         let observers = [
+            switched.then(|| switch.clone() as Arc<dyn MsrObserver>),
             stats.clone().map(|stats| stats as Arc<dyn MsrObserver>),
             trace.as_ref().map(RunTrace::observer),
             log::log_enabled!(log::Level::Trace).then(|| Arc::new(MsrLog) as Arc<dyn MsrObserver>),
@@ -171,6 +178,11 @@ impl Machine<'_> {
         drop(self.loaded);
         footprint::shrink();
         let bus = vm.msr_bus().clone();
+        let live_trace = match &trace {
+            Some(trace) => LiveTrace::whole(switch, trace.path().to_owned()),
+            None => LiveTrace::new(switch),
+        };
+        let live_trace = Rc::new(RefCell::new(live_trace));
         let control = self.control.zip(stats.clone());
         let control = control.map(|(socket, stats)| session::Control {
             socket: if confined.is_confined() {
@@ -179,13 +191,19 @@ impl Machine<'_> {
                 socket
             },
             stats,
-            snapshots: !confined.is_confined(),
+            trace: live_trace.clone(),
+            files: !confined.is_confined(),
         });
         let reason =
             session::serve(vm, terminal, signals, grace, control).map_err(Failure::fault)?;
         // The reason of the shutdown counts, whether or not anybody reads the tables.
         if let Some(trace) = trace {
             trace.finish();
+        }
+        match live_trace.borrow_mut().finish() {
+            Some(Ok((path, summary))) => tell(&path, &Ok(summary)),
+            Some(Err(error)) => log::error!("the trace is not whole: {error}"),
+            None => {}
         }
         if let Some(timing) = self.timing {
             timing.mark(BootEvent::Ended);

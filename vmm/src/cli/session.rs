@@ -21,6 +21,7 @@ use crate::cli::terminal::RawTerminal;
 use crate::control_socket::{ControlSocket, Server, VmMethods, WaitResult};
 use crate::running::RunningVm;
 use crate::shutdown::ShutdownReason;
+use crate::trace::LiveTrace;
 
 /// The signals that are read here: those that end a session, and SIGUSR1, which asks what the vCPUs do.
 const SIGNALS: [Signal; 4] = [
@@ -98,8 +99,9 @@ pub(crate) struct Control {
     pub(crate) socket: ControlSocket,
     /// What counts the VM's MSR accesses.
     pub(crate) stats: Arc<MsrStats>,
-    /// Whether the process may make the files of a snapshot.
-    pub(crate) snapshots: bool,
+    pub(crate) trace: Rc<RefCell<LiveTrace>>,
+    /// Whether the process may make files, as those of a snapshot.
+    pub(crate) files: bool,
 }
 
 /// Serves the VM until it ends. `grace` is how long a guest that was asked to switch itself off may take.
@@ -124,9 +126,9 @@ pub(crate) fn serve(
     let subscriber: Subscriber<'_> = session.clone();
     events.add_subscriber(subscriber);
     let server = control.map(|control| {
-        let mut methods = VmMethods::new(&vm, control.stats);
-        if !control.snapshots {
-            methods = methods.without_snapshots();
+        let mut methods = VmMethods::new(&vm, control.stats, control.trace);
+        if !control.files {
+            methods = methods.without_files();
         }
         Rc::new(RefCell::new(Server::new(control.socket, methods)))
     });

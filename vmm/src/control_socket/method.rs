@@ -42,6 +42,10 @@ pub enum Method {
     WriteMsr(WriteMsrParams),
     /// Saves the VM in a new folder: `SnapshotResult`. Other requests wait meanwhile.
     Snapshot(SnapshotParams),
+    /// Begins a trace of MSR accesses in a new file. Gives `Notice`.
+    TraceStart(TraceParams),
+    /// Ends the trace that `trace-start` began: `TraceResult`.
+    TraceStop,
     /// Answers once the guest has ended: `WaitResult`.
     Wait,
 }
@@ -63,6 +67,8 @@ impl Method {
         "read-msr",
         "write-msr",
         "snapshot",
+        "trace-start",
+        "trace-stop",
         "wait",
     ];
 
@@ -137,6 +143,14 @@ pub struct WriteMsrParams {
 pub struct SnapshotParams {
     /// The folder, which must not exist. Relative to where the VMM was started.
     pub folder: PathBuf,
+}
+
+/// Where to write a trace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TraceParams {
+    /// The file, which must not exist. Relative to where the VMM was started.
+    pub file: PathBuf,
 }
 
 #[cfg(test)]

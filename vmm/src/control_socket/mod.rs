@@ -28,12 +28,13 @@ pub use client::{Client, ClientError};
 pub use connection::MAX_LINE;
 pub use listener::{ControlSocket, ListenError};
 pub use method::{
-    DeviceParams, DeviceSetParams, FilterText, Method, MsrParams, SnapshotParams, WriteMsrParams,
+    DeviceParams, DeviceSetParams, FilterText, Method, MsrParams, SnapshotParams, TraceParams,
+    WriteMsrParams,
 };
 pub use protocol::{Error, Id, Request, Response};
 pub use results::{
     DeviceDetails, DeviceSummary, FilterRule, MsrResult, MsrStat, Notice, SnapshotResult, State,
-    Status, WaitResult,
+    Status, TraceResult, WaitResult,
 };
 pub use schema::schema;
 pub use server::{Handler, MAX_CLIENTS, Server, Waiting};

@@ -18,6 +18,20 @@ pub struct SnapshotResult {
     pub state: State,
 }
 
+/// What a trace came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TraceResult {
+    /// Its file.
+    pub file: String,
+    /// How many records it has.
+    pub records: u64,
+    /// How many were lost.
+    pub lost: u64,
+    /// How many bytes the file has.
+    pub bytes: u64,
+}
+
 /// Whether the guest executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -42,6 +56,9 @@ pub struct Status {
     pub msr_exits: u64,
     /// Whether a driver in the guest waits for the power button.
     pub handles_power_button: bool,
+    /// The file of the trace that is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
     /// The process of the VMM.
     pub pid: u32,
 }

@@ -7,12 +7,12 @@ use super::method::Method;
 use super::protocol::{Error, Request, Response};
 use super::results::{
     DeviceDetails, DeviceSummary, FilterRule, MsrResult, MsrStat, Notice, SnapshotResult, State,
-    Status, WaitResult,
+    Status, TraceResult, WaitResult,
 };
 
 /// The JSON schemas of everything that is said: one for each type, by its name.
 pub fn schema() -> Map<String, Value> {
-    let schemas: [(&str, Schema); 14] = [
+    let schemas: [(&str, Schema); 15] = [
         ("request", schema_for!(Request)),
         ("response", schema_for!(Response)),
         ("method", schema_for!(Method)),
@@ -24,6 +24,7 @@ pub fn schema() -> Map<String, Value> {
         ("device-details", schema_for!(DeviceDetails)),
         ("msr-result", schema_for!(MsrResult)),
         ("snapshot-result", schema_for!(SnapshotResult)),
+        ("trace-result", schema_for!(TraceResult)),
         ("wait-result", schema_for!(WaitResult)),
         ("state", schema_for!(State)),
         ("error", schema_for!(Error)),

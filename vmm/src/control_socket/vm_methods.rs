@@ -1,5 +1,7 @@
 //! The methods, carried out on a running VM.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use msr_bus::{Access, MsrRange, U64, VcpuId};
@@ -9,42 +11,45 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::method::{
-    DeviceSetParams, FilterText, Method, MsrParams, SnapshotParams, WriteMsrParams,
+    DeviceSetParams, FilterText, Method, MsrParams, SnapshotParams, TraceParams, WriteMsrParams,
 };
 use super::protocol::Error;
 use super::results::{
     DeviceDetails, DeviceSummary, FilterRule, MsrResult, MsrStat, Notice, SnapshotResult, State,
-    Status,
+    Status, TraceResult,
 };
 use super::server::Handler;
 use crate::msr_access::MsrAnswer;
 use crate::running::{RunningVm, VcpuGone};
+use crate::trace::{LiveTrace, LiveTraceError};
 
 /// A VM under control.
 pub struct VmMethods<'a> {
     vm: &'a RunningVm,
     stats: Arc<MsrStats>,
+    trace: Rc<RefCell<LiveTrace>>,
     /// Whether a client has paused the VM.
     paused: bool,
     /// Whether the process may make files.
-    snapshots: bool,
+    files: bool,
 }
 
 impl<'a> VmMethods<'a> {
-    /// Controls `vm`, whose MSR accesses `stats` counts.
-    pub fn new(vm: &'a RunningVm, stats: Arc<MsrStats>) -> Self {
+    /// Controls `vm`, whose MSR accesses `stats` counts and `trace` records. Who made `trace` ends it with the guest.
+    pub fn new(vm: &'a RunningVm, stats: Arc<MsrStats>, trace: Rc<RefCell<LiveTrace>>) -> Self {
         Self {
             vm,
             stats,
+            trace,
             paused: false,
-            snapshots: true,
+            files: true,
         }
     }
 
-    /// Refuses `snapshot`, for a process in the sandbox, which may not make files.
+    /// Refuses `snapshot` and `trace-start`, for a process in the sandbox, which may not make files.
     #[must_use]
-    pub fn without_snapshots(mut self) -> Self {
-        self.snapshots = false;
+    pub fn without_files(mut self) -> Self {
+        self.files = false;
         self
     }
 
@@ -67,6 +72,11 @@ impl<'a> VmMethods<'a> {
                 .map(|count| count.reads + count.writes)
                 .sum(),
             handles_power_button: self.vm.handles_power_button(),
+            trace: self
+                .trace
+                .borrow()
+                .path()
+                .map(|path| path.display().to_string()),
             pid: std::process::id(),
         }
     }
@@ -233,7 +243,7 @@ impl Handler for VmMethods<'_> {
                 let index = index(&msr)?;
                 answered(index, self.vm.write_msr(VcpuId(vcpu), index, value.0))
             }
-            Method::Snapshot(_) if !self.snapshots => Err(Error::vm(
+            Method::Snapshot(_) if !self.files => Err(Error::vm(
                 "the sandbox lets the VMM make no files; a VM is saved that was started with --sandbox=off",
             )),
             Method::Snapshot(SnapshotParams { folder }) => {
@@ -243,8 +253,36 @@ impl Handler for VmMethods<'_> {
                     state: self.state(),
                 })
             }
+            Method::TraceStart(_) if !self.files => Err(Error::vm(
+                "the sandbox lets the VMM make no files; a sandboxed VM is traced from its start, by run --trace FILE",
+            )),
+            Method::TraceStart(TraceParams { file }) => {
+                let started = self.trace.borrow_mut().start(self.vm, &file);
+                started.map_err(Error::of_trace)?;
+                self.notice()
+            }
+            Method::TraceStop => {
+                let stopped = self.trace.borrow_mut().stop(self.vm);
+                let (file, summary) = stopped.map_err(Error::of_trace)?;
+                json(&TraceResult {
+                    file: file.display().to_string(),
+                    records: summary.records,
+                    lost: summary.lost,
+                    bytes: summary.bytes,
+                })
+            }
             // The server's own.
             Method::Wait => self.notice(),
+        }
+    }
+}
+
+impl Error {
+    /// A file's name is the caller's to mend; the rest is how the VM is.
+    fn of_trace(error: LiveTraceError) -> Self {
+        match error {
+            LiveTraceError::Exists(_) => Self::params(error.to_string()),
+            error => Self::vm(error),
         }
     }
 }

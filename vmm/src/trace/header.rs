@@ -3,13 +3,22 @@
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use msr_kvm::MsrPlan;
+use msr_bus::MsrBus;
+use msr_filter::FilterSpec;
+use msr_kvm::{MsrPlan, RuleSource};
 use msr_trace::{Claim, Header, Host, Policy, PolicyRule};
 
 use super::observer::monotonic;
 
-/// The header of a trace that begins now, of a VM with as many vCPUs. What else is known of the VM is for the caller to add.
+/// The header of a trace that begins now, of a VM with as many vCPUs and of `plan`. What else is known of the VM is for the
+/// caller to add.
 pub fn header(vcpus: u32, plan: Option<&MsrPlan>) -> Header {
+    let policy = plan.map(|plan| policy(&plan.spec, &plan.sources, &plan.bus));
+    header_with(vcpus, policy)
+}
+
+/// The same of a VM with this policy.
+pub(super) fn header_with(vcpus: u32, policy: Option<Policy>) -> Header {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     Header {
         program: concat!("msr-vmm ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -20,15 +29,16 @@ pub fn header(vcpus: u32, plan: Option<&MsrPlan>) -> Header {
             release: first_line("/proc/sys/kernel/osrelease"),
             cpu: cpu_name(),
         },
-        policy: plan.map(policy),
+        policy,
         ..Header::default()
     }
 }
 
-fn policy(plan: &MsrPlan) -> Policy {
-    let rules = plan.spec.rules.iter().zip(&plan.sources);
+/// Who answers under these rules, each with its source, and the claims of `bus`.
+pub(super) fn policy(spec: &FilterSpec, sources: &[RuleSource], bus: &MsrBus) -> Policy {
+    let rules = spec.rules.iter().zip(sources);
     Policy {
-        default: plan.spec.default,
+        default: spec.default,
         rules: rules
             .map(|(rule, source)| PolicyRule {
                 msrs: rule.range,
@@ -37,8 +47,7 @@ fn policy(plan: &MsrPlan) -> Policy {
                 source: source.to_string(),
             })
             .collect(),
-        claims: plan
-            .bus
+        claims: bus
             .claims()
             .map(|(msrs, device)| Claim {
                 msrs,

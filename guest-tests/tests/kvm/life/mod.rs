@@ -7,6 +7,7 @@ use libtest_mimic::{Failed, Trial};
 mod console;
 mod control;
 mod control_debian;
+mod control_trace;
 mod faults;
 mod hang;
 mod hostile;
@@ -27,6 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         console::trials(),
         control::trials(),
         control_debian::trials(),
+        control_trace::trials(),
         faults::trials(),
         hang::trials(),
         hostile::trials(),

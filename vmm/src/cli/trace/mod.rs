@@ -25,7 +25,7 @@ pub(crate) use export::report;
 pub(crate) use learn::learn;
 #[cfg(feature = "trace-tools")]
 pub(crate) use live::top;
-pub(crate) use recording::{RunTrace, TraceOptions};
+pub(crate) use recording::{RunTrace, TraceOptions, tell};
 
 use std::path::Path;
 

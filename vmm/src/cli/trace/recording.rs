@@ -1,13 +1,13 @@
 //! The recording part of `msr-vmm run`: `--trace`, `--trace-kernel` and `--observe`.
 
 use std::fs::File;
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use msr_bus::{DeviceModel, MsrObserver, Topology, VcpuId};
 use msr_filter::MsrRange;
-use msr_trace::{Header, Kernel, NotSeen, Record, Recorder, Recording};
+use msr_trace::{Header, Kernel, NotSeen, Record, Recorder, Recording, Summary};
 
 use crate::builder::VmBuilder;
 use crate::cli::Failure;
@@ -82,6 +82,11 @@ impl RunTrace {
         })
     }
 
+    /// Its file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The observer that records.
     pub(crate) fn observer(&self) -> Arc<dyn MsrObserver> {
         self.observer.clone()
@@ -140,16 +145,21 @@ impl RunTrace {
         if let Some(Err(error)) = kernel.map(KernelTrace::finish) {
             log::error!("--trace-kernel: {error}");
         }
-        let path = self.path.display();
-        let text = match recording.finish() {
-            Ok(summary) => format!(
-                "msr-vmm: {path}: {} records, {} lost, {} bytes\n",
-                summary.records, summary.lost, summary.bytes
-            ),
-            Err(error) => format!("msr-vmm: the trace {path} is not whole: {error}\n"),
-        };
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        tell(&self.path, &recording.finish());
     }
+}
+
+/// Says what the trace at `path` came to.
+pub(crate) fn tell(path: &Path, outcome: &io::Result<Summary>) {
+    let path = path.display();
+    let text = match outcome {
+        Ok(summary) => format!(
+            "msr-vmm: {path}: {} records, {} lost, {} bytes\n",
+            summary.records, summary.lost, summary.bytes
+        ),
+        Err(error) => format!("msr-vmm: the trace {path} is not whole: {error}\n"),
+    };
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// KVM's records join those of the exits.
