@@ -22,6 +22,8 @@ impl Syscall {
     pub const KVM_SET_MSRS: Self = Self::ioctl(0x4008_ae89);
     /// What a clock of CPU time takes ([`CpuClock`](crate::CpuClock)); the time of day too, on hosts without its vDSO.
     pub const CLOCK_GETTIME: Self = Self::new("clock_gettime", libc::SYS_clock_gettime);
+    /// What a device takes that has a vCPU wait.
+    pub const CLOCK_NANOSLEEP: Self = Self::new("clock_nanosleep", libc::SYS_clock_nanosleep);
     /// What a mutex takes that another vCPU holds.
     pub const FUTEX: Self = Self::new("futex", libc::SYS_futex);
     /// Reads a file at an offset.

@@ -1,5 +1,6 @@
 //! A virtual machine from its configuration.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -230,7 +231,7 @@ impl VmBuilder {
             &shutdown,
             self.output,
             virtio,
-            config.vm.debug_exit,
+            &config,
             timing.clone(),
             &self.filters,
         )?;
@@ -284,6 +285,12 @@ impl VmBuilder {
         }
         let mut loaded = None;
         if let Some(loading) = loading {
+            let pci_buses: BTreeSet<u8> = config
+                .cpu
+                .pci
+                .iter()
+                .map(|function| function.address.bus)
+                .collect();
             let rsdp = acpi::write(
                 &memory,
                 &AcpiConfig {
@@ -294,6 +301,7 @@ impl VmBuilder {
                         .map(|d| d.slot().into())
                         .collect::<Vec<_>>(),
                     i8042: false,
+                    pci_buses: &pci_buses,
                 },
             )?;
             let images = loading.finish()?;

@@ -10,10 +10,10 @@ use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::config::{ConfigError, VmConfig};
+use crate::config::{Config, ConfigError, VmConfig};
 use crate::devices::boot_timer::BootTimer;
 use crate::devices::debug_exit::DebugExit;
-use crate::devices::pci_host_bridge::PciHostBridge;
+use crate::devices::pci::PciConfigSpace;
 use crate::devices::power::{I8042, PowerManagement, ResetRegister};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Console;
@@ -32,7 +32,7 @@ pub(crate) struct Machine {
     pub(crate) console: Arc<Console>,
     pub(crate) power: Arc<PowerManagement>,
     pub(crate) rtc: Arc<Rtc>,
-    pub(crate) pci: Arc<PciHostBridge>,
+    pub(crate) pci: Arc<PciConfigSpace>,
     pub(crate) virtio: Vec<Arc<MmioDevice>>,
 }
 
@@ -42,7 +42,7 @@ impl Machine {
         shutdown: &ShutdownSender,
         output: Box<dyn Write + Send>,
         virtio: Vec<Arc<MmioDevice>>,
-        debug_exit: Option<u16>,
+        config: &Config,
         timing: Option<Arc<BootTiming>>,
         filters: &ThreadFilters,
     ) -> Result<Self, VmError> {
@@ -57,11 +57,11 @@ impl Machine {
         let console = Console::with_filters(irq, output, filters.clone())
             .map_err(VmError::host("cannot make an eventfd"))?;
         let rtc = Arc::new(Rtc::new());
-        let pci = Arc::new(PciHostBridge::default());
+        let pci = Arc::new(PciConfigSpace::new(&config.cpu.pci));
         let power = PowerManagement::new(vm.clone(), shutdown.clone());
 
         let mut io = IoManager::new();
-        if let Some(port) = debug_exit {
+        if let Some(port) = config.vm.debug_exit {
             let device = Arc::new(DebugExit(shutdown.clone()));
             io.register_pio(debug_exit_range(port)?, device)
                 .expect("it is the first");

@@ -1,5 +1,7 @@
 //! The ACPI tables of any machine: they are refused, or fit into their area with their checksums right.
 
+use std::collections::BTreeSet;
+
 use arbitrary::{Arbitrary, Unstructured};
 use msr_bus::Topology;
 use msr_vmm::acpi::{self, AcpiConfig, VirtioMmio};
@@ -13,6 +15,7 @@ struct Machine {
     threads: u8,
     i8042: bool,
     virtio: Vec<(u32, u32, u32)>,
+    pci_buses: BTreeSet<u8>,
 }
 
 /// Writes the tables of the machine in `data`.
@@ -32,6 +35,7 @@ pub fn run(data: &[u8]) {
         },
         virtio: &virtio,
         i8042: machine.i8042,
+        pci_buses: &machine.pci_buses,
     };
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
     let rsdp = match acpi::write(&memory, &config) {

@@ -9,6 +9,7 @@ pub mod choice;
 pub mod control;
 pub mod cpio;
 pub mod error;
+mod lost_interrupt;
 pub mod outer;
 mod qemu;
 mod trial;

@@ -8,6 +8,7 @@ use super::choice::{self, Choice, Reason};
 use super::control::{JOB_PATH, Job};
 use super::cpio::Archive;
 use super::error::OuterError;
+use super::lost_interrupt::lost_interrupt;
 use super::qemu::{Machine, Qemu};
 use super::trial;
 use super::watch::{Output, Progress, Watch};
@@ -198,13 +199,21 @@ impl OuterVm {
             kaslr: self.kaslr,
             disks: &self.disks,
         };
-        let qemu = Qemu::spawn(&machine).map_err(OuterError::Qemu)?;
-        drop(initramfs);
-        Watch::over(qemu, self.verbose, self.output, progress)?.until_the_end(
-            started,
-            self.limit,
-            self.silence,
-        )
+        let run = |progress: &Progress| {
+            let qemu = Qemu::spawn(&machine).map_err(OuterError::Qemu)?;
+            let watch = Watch::over(qemu, self.verbose, self.output, progress)?;
+            watch.until_the_end(started, self.limit, self.silence)
+        };
+        match run(&progress) {
+            Err(OuterError::Silent { registers, .. }) if lost_interrupt(&registers).is_some() => {
+                let cpu = lost_interrupt(&registers).unwrap_or_default();
+                progress.say(format_args!(
+                    "CPU {cpu} is halted with an interrupt pending that would end the halt: QEMU has lost it, and all begins anew"
+                ));
+                run(&progress)
+            }
+            result => result,
+        }
     }
 
     fn initramfs(&mut self, kernel: &Kernel) -> Result<Vec<u8>, OuterError> {

@@ -43,12 +43,12 @@ impl Progress {
 }
 
 /// The threads that read QEMU's pipes, and what they have seen.
-pub(super) struct Watch {
+pub(super) struct Watch<'a> {
     qemu: Qemu,
     events: mpsc::Receiver<Event>,
     console: thread::JoinHandle<String>,
     output: thread::JoinHandle<()>,
-    progress: Progress,
+    progress: &'a Progress,
     /// When there was something from the VM last.
     alive: Alive,
 }
@@ -75,12 +75,12 @@ impl Alive {
     }
 }
 
-impl Watch {
+impl<'a> Watch<'a> {
     pub(super) fn over(
         qemu: Qemu,
         verbose: bool,
         how: Output,
-        progress: Progress,
+        progress: &'a Progress,
     ) -> Result<Self, OuterError> {
         let (sender, events) = mpsc::channel();
         let control = qemu.control.try_clone().map_err(OuterError::Qemu)?;

@@ -2,7 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope,
+    AddressSpace, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate,
+    Scope,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -32,6 +33,9 @@ pub(super) fn build(config: &AcpiConfig<'_>) -> Sdt {
     serial_port(&mut devices);
     for (device, number) in config.virtio.iter().zip(0..) {
         virtio(&mut devices, device, number);
+    }
+    for bus in config.pci_buses {
+        pci_root(&mut devices, *bus);
     }
     aml.extend(Scope::raw("_SB_".into(), devices));
 
@@ -86,6 +90,25 @@ fn virtio(aml: &mut Vec<u8>, device: &VirtioMmio, number: u32) {
                     &Memory32Fixed::new(true, device.base, device.size),
                     &edge_interrupt(device.gsi),
                 ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The root of a PCI bus that has neither bridges nor windows of memory or ports (PCI Firmware Specification 3.3, section 4.1.2).
+fn pci_root(aml: &mut Vec<u8>, bus: u8) {
+    let path = format!("PC{bus:02X}");
+    let number = u16::from(bus);
+    Device::new(
+        path.as_str().into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0A03")),
+            &Name::new("_UID".into(), &bus),
+            &Name::new("_BBN".into(), &bus),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![&AddressSpace::new_bus_number(number, number)]),
             ),
         ],
     )

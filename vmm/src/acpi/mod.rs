@@ -10,6 +10,8 @@ mod dsdt;
 mod fadt;
 mod madt;
 
+use std::collections::BTreeSet;
+
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::rsdp::Rsdp;
@@ -36,6 +38,8 @@ pub struct AcpiConfig<'a> {
     /// Whether there is an i8042 that a keyboard could be attached to. Without one the guest does not wait for it; it
     /// resets by the reset register either way.
     pub i8042: bool,
+    /// The PCI buses that have functions to be found, each the root of a hierarchy of its own.
+    pub pci_buses: &'a BTreeSet<u8>,
 }
 
 /// Where a virtio-mmio device is.

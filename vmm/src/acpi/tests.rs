@@ -5,8 +5,11 @@ fn config(topology: Topology, virtio: &[VirtioMmio]) -> AcpiConfig<'_> {
         topology,
         virtio,
         i8042: false,
+        pci_buses: &NO_BUSES,
     }
 }
+
+static NO_BUSES: BTreeSet<u8> = BTreeSet::new();
 
 const DISK: VirtioMmio = VirtioMmio {
     base: layout::VIRTIO_MMIO as u32,
@@ -227,6 +230,26 @@ fn the_dsdt_has_soft_off_and_each_device_with_its_resources() {
         assert!(contains(dsdt, &resources), "{device:x?}");
     }
     assert_eq!(dsdt.windows(8).filter(|w| w == b"LNRO0005").count(), 2);
+    assert!(!contains(dsdt, PCI_ROOT), "no bus, no root");
+}
+
+/// PNP0A03 as _HID has it (19.3.4): three letters of five bits, and four digits.
+const PCI_ROOT: &[u8] = b"_HID\x0c\x41\xd0\x0a\x03";
+
+#[test]
+fn a_pci_bus_with_functions_is_the_root_of_its_own_hierarchy() {
+    let buses = BTreeSet::from([0, 0x7e]);
+    let tables = Tables::new(&AcpiConfig {
+        pci_buses: &buses,
+        ..config(Topology::flat(1), &[])
+    });
+    let dsdt = tables.dsdt();
+    assert_eq!(dsdt.windows(9).filter(|w| *w == PCI_ROOT).count(), 2);
+    assert!(contains(dsdt, b"PC00") && contains(dsdt, b"PC7E"));
+    assert!(contains(dsdt, b"_BBN\x0a\x7e"));
+    // A word address space of bus numbers (6.4.3.5.3): 0x7e to 0x7e, one of them.
+    let numbers = [0x88, 13, 0, 2, 0x0c, 0, 0, 0, 0x7e, 0, 0x7e, 0, 0, 0, 1, 0];
+    assert!(contains(dsdt, &numbers), "{dsdt:02x?}");
 }
 
 #[test]

@@ -92,6 +92,8 @@ fn every_key_of_the_reference_has_a_kind_and_a_meaning() {
         "[vm.topology]",
         "[cpu]",
         "[[cpu.leaf]]",
+        "[[cpu.pci]]",
+        "[[cpu.pci.register]]",
         "[msr]",
         "[[msr.device]]",
         "[msr.filter]",

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::features::Feature;
 use super::identity::{BRAND_MAX, FAMILY_MAX, STEPPING_MAX, Signature, model_max};
 use super::leaf_bits::{LeafBits, decided_elsewhere};
+use super::pci::{self, PciAddress, PciFunction};
 use super::vendor::Vendor;
 
 /// The brand string of a CPU that has another vendor than the host's and no brand string of its own.
@@ -58,6 +59,9 @@ pub struct CpuModel {
     /// Bits of CPUID by leaf, subleaf and register, `[[cpu.leaf]]`. What `show` and `hide` name wins over them.
     #[serde(rename = "leaf", skip_serializing_if = "Vec::is_empty")]
     pub leaves: Vec<LeafBits>,
+    /// PCI functions that are part of the processor, `[[cpu.pci]]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pci: Vec<PciFunction>,
     /// What becomes of features that `show` and `[[cpu.leaf]]` ask for, this host's KVM does not offer, and no MSR device
     /// implements.
     #[serde(skip_serializing_if = "is_show")]
@@ -99,6 +103,7 @@ impl Default for CpuModel {
             hide: Vec::new(),
             show: Vec::new(),
             leaves: Vec::new(),
+            pci: Vec::new(),
             unoffered: OnUnoffered::Show,
         }
     }
@@ -147,6 +152,14 @@ pub enum CpuModelError {
         /// What decides them.
         why: &'static str,
     },
+    /// A PCI function cannot be.
+    #[error("cpu.pci {address}: {what}")]
+    Pci {
+        /// Where it would be.
+        address: PciAddress,
+        /// What is wrong.
+        what: String,
+    },
     /// A feature is both hidden and shown.
     #[error("cpu.hide and cpu.show both have `{0}`")]
     HiddenAndShown(Feature),
@@ -160,6 +173,7 @@ impl CpuModelError {
             Self::Brand(_) => "cpu.brand".into(),
             Self::Incomplete { .. } => "cpu.vendor".into(),
             Self::Decided { .. } => "cpu.leaf".into(),
+            Self::Pci { .. } => "cpu.pci".into(),
             Self::HiddenAndShown(_) => "cpu.show".into(),
         }
     }
@@ -249,6 +263,7 @@ impl CpuModel {
             return Err(CpuModelError::HiddenAndShown(*feature));
         }
         self.check_leaves()?;
+        pci::check(&self.pci)?;
         Ok(Identity {
             vendor,
             signature: Signature {

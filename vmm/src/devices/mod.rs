@@ -2,7 +2,7 @@
 
 pub mod boot_timer;
 pub mod debug_exit;
-pub mod pci_host_bridge;
+pub mod pci;
 pub mod power;
 pub mod rtc;
 pub mod serial;

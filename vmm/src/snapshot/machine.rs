@@ -14,7 +14,7 @@ use vm_memory::GuestMemoryMmap;
 use super::error::{RestoreError, SnapshotError};
 use super::host::Leaf;
 use crate::config::Config;
-use crate::devices::pci_host_bridge::PciHostBridge;
+use crate::devices::pci::PciConfigSpace;
 use crate::devices::power::{PowerManagement, PowerState};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::{Console, ConsoleState};
@@ -29,7 +29,7 @@ pub(crate) struct SaveContext {
     pub(crate) tsc_khz: u32,
     pub(crate) memory: GuestMemoryMmap,
     pub(crate) rtc: Arc<Rtc>,
-    pub(crate) pci: Arc<PciHostBridge>,
+    pub(crate) pci: Arc<PciConfigSpace>,
 }
 
 /// The interrupt controllers, timers and clock that KVM keeps for the VM.
@@ -112,7 +112,7 @@ pub(crate) struct Devices<'a> {
     pub(crate) console: &'a Console,
     pub(crate) power: &'a PowerManagement,
     pub(crate) rtc: &'a Rtc,
-    pub(crate) pci: &'a PciHostBridge,
+    pub(crate) pci: &'a PciConfigSpace,
     pub(crate) virtio: &'a [Arc<MmioDevice>],
     pub(crate) bus: &'a msr_bus::MsrBus,
 }

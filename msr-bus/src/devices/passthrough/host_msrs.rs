@@ -3,6 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::Duration;
 
 /// The MSRs of the host's CPUs.
 pub trait HostMsrs: Send + Sync {
@@ -22,6 +24,11 @@ pub trait HostMsrs: Send + Sync {
 
     /// The CPU that the calling thread runs on. It may have moved on by the time the answer is used.
     fn running_cpu(&self) -> u32;
+
+    /// Lets the calling vCPU's thread wait for its turn to write.
+    fn wait(&self, time: Duration) {
+        thread::sleep(time);
+    }
 }
 
 /// The files `/dev/cpu/N/msr` (msr(4)), opened once.

@@ -5,6 +5,9 @@
 //! that moment; the thread may have moved before the guest sees the value, so registers that differ
 //! between CPUs want a fixed one, or a pinned vCPU. CPUs of the host that came online after the device
 //! was made are not read: #GP. What the host's CPU answers with #GP is #GP for the guest.
+//!
+//! Each access to a fixed CPU interrupts it. Reads are cached, and writes are spaced: a vCPU that writes too soon waits for its
+//! turn, so that no guest takes a CPU of the host away from others.
 
 mod host_msrs;
 #[cfg(test)]
@@ -48,6 +51,9 @@ pub struct RegisterConfig {
     pub write: bool,
 }
 
+/// How far apart writes of one register of a fixed CPU are at least.
+const WRITE_SPACING: Duration = Duration::from_millis(1);
+
 /// What was read last, by CPU of the host and register.
 type Cache = HashMap<(u32, u32), CachedRead>;
 
@@ -67,6 +73,8 @@ pub struct Passthrough {
     clock: Arc<dyn CpuClock>,
     /// Of those that are cached at all.
     cache: Mutex<Cache>,
+    /// When a register of a fixed CPU may be written next, by CPU and register.
+    next_write: Mutex<HashMap<(u32, u32), Duration>>,
 }
 
 /// RAPL's energy counters (Intel SDM volume 4; AMD PPR for family 19h).
@@ -97,7 +105,11 @@ impl RegisterConfig {
             ))
         } else {
             self.cpu.map(|cpu| {
-                let writes = if self.write { "with each write, and by reading " } else { "" };
+                let writes = if self.write {
+                    format!("by writing once in {} s, and by reading ", WRITE_SPACING.as_secs_f64())
+                } else {
+                    String::new()
+                };
                 format!(
                     "register {msr}: the guest can interrupt CPU {cpu} of the host, {writes}once in {seconds} s and register"
                 )
@@ -114,6 +126,7 @@ impl Model for Passthrough {
     const SUMMARY: &'static str = "the host's own MSRs, from /dev/cpu/N/msr";
     const SYSCALLS: &'static [Syscall] = &[
         Syscall::CLOCK_GETTIME,
+        Syscall::CLOCK_NANOSLEEP,
         Syscall::FUTEX,
         Syscall::GETCPU,
         Syscall::PREAD64,
@@ -138,6 +151,11 @@ impl Model for Passthrough {
         }
         Self::with_host(name, config, Arc::new(host), context.clock.clone())
     }
+}
+
+/// What is behind it is whole after each step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Passthrough {
@@ -198,12 +216,22 @@ impl Passthrough {
             host,
             clock,
             cache: Mutex::default(),
+            next_write: Mutex::default(),
         })
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
-        // Each entry is whole or not there.
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.cache)
+    }
+
+    /// Takes the next turn to write a register, and gives how long it is until then.
+    fn turn(&self, key: (u32, u32)) -> Duration {
+        let now = self.clock.now();
+        let mut next_write = lock(&self.next_write);
+        let next = next_write.entry(key).or_default();
+        let turn = now.max(*next);
+        *next = turn + WRITE_SPACING;
+        turn - now
     }
 
     /// The register, and the CPU to ask now.
@@ -254,6 +282,12 @@ impl MsrDevice for Passthrough {
         let (register, cpu) = self.find(access.index)?;
         if !register.write {
             return Err(GeneralProtection);
+        }
+        if register.cpu.is_some() {
+            let wait = self.turn((cpu, access.index));
+            if !wait.is_zero() {
+                self.host.wait(wait);
+            }
         }
         self.cache().remove(&(cpu, access.index));
         let written = self.host.write(cpu, access.index, value);
