@@ -45,6 +45,7 @@ pub mod devices;
 mod document;
 mod fallback;
 mod filter;
+mod interrupts;
 #[cfg(feature = "config")]
 pub mod keys;
 #[cfg(feature = "config")]
@@ -75,6 +76,7 @@ pub use device::MsrDevice;
 pub use document::{Document, DocumentError, Location};
 pub use fallback::{Fallback, Unclaimed};
 pub use filter::Contradiction;
+pub use interrupts::InterruptRequests;
 #[cfg(feature = "config")]
 pub use keys::{Key, LIVE};
 #[cfg(feature = "config")]

@@ -4,6 +4,8 @@
 //! way of a configuration: it is laid over the keys that the device was built with, all of them are checked and read as
 //! if they came from a file, and the model takes over what it can ([`Model::apply`]). So a value out of range is refused with
 //! the message that a file would get, and there is no second list of keys.
+//!
+//! A key that is a table changes key by key: what a change does not name in it stays.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +17,8 @@ use crate::{DeviceModel, Key};
 
 /// Gives a device its keys, and the names of those that have just been changed.
 type Apply = Box<dyn Fn(toml::Table, &[&str]) -> Result<(), ConfigError> + Send + Sync>;
+/// Makes another device of these keys.
+type Rebuild = Box<dyn Fn(toml::Table) -> Result<LiveKeys, ConfigError> + Send + Sync>;
 
 /// The keys of one device, with what changes them.
 pub struct LiveKeys {
@@ -23,6 +27,7 @@ pub struct LiveKeys {
     schema: fn() -> Schema,
     keys: Mutex<Keys>,
     apply: Apply,
+    rebuild: Rebuild,
 }
 
 /// The keys of a configuration, and what was set since.
@@ -35,8 +40,31 @@ struct Keys {
 impl Keys {
     fn current(&self) -> toml::Table {
         let mut keys = self.configured.clone();
-        keys.extend(self.set.clone());
+        lay_over(&mut keys, &self.set);
         keys
+    }
+}
+
+/// Lays `changes` over `keys`, tables key by key.
+fn lay_over(keys: &mut toml::Table, changes: &toml::Table) {
+    for (key, change) in changes {
+        match (keys.get_mut(key), change) {
+            (Some(toml::Value::Table(keys)), toml::Value::Table(changes)) => {
+                lay_over(keys, changes);
+            }
+            _ => drop(keys.insert(key.clone(), change.clone())),
+        }
+    }
+}
+
+/// The paths of what `changes` sets, such as `celsius` and `now.0x10`.
+fn paths(changes: &toml::Table, within: &str, found: &mut Vec<String>) {
+    for (key, change) in changes {
+        let path = format!("{within}{key}");
+        match change {
+            toml::Value::Table(changes) => paths(changes, &format!("{path}."), found),
+            _ => found.push(path),
+        }
     }
 }
 
@@ -46,6 +74,7 @@ impl LiveKeys {
         model: &DeviceModel,
         keys: toml::Table,
         apply: Apply,
+        rebuild: Rebuild,
     ) -> Self {
         Self {
             device,
@@ -56,7 +85,18 @@ impl LiveKeys {
                 set: toml::Table::new(),
             }),
             apply,
+            rebuild,
         }
+    }
+
+    /// The keys of another device, made like this one and with the keys that this one has now: to try changes on that are for
+    /// later.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], where a device with these keys cannot be made any more.
+    pub fn rehearsal(&self) -> Result<Self, ConfigError> {
+        (self.rebuild)(self.current())
     }
 
     /// The device's name.
@@ -109,8 +149,10 @@ impl LiveKeys {
         // Held while the device changes, so that what is kept is what the device has.
         let mut keys = self.keys();
         let mut changed = keys.clone();
-        changed.set.extend(changes.clone());
-        let names: Vec<&str> = changes.keys().map(String::as_str).collect();
+        lay_over(&mut changed.set, changes);
+        let mut named = Vec::new();
+        paths(changes, "", &mut named);
+        let names: Vec<&str> = named.iter().map(String::as_str).collect();
         (self.apply)(changed.current(), &names)?;
         *keys = changed;
         Ok(())

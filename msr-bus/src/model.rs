@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{CpuClock, CpuIdentity, MsrDevice, Syscall, Topology};
+use crate::{CpuClock, CpuIdentity, InterruptRequests, MsrDevice, Syscall, Topology};
 
 /// A device that a configuration can ask for by its type.
 ///
@@ -33,8 +33,8 @@ pub trait Model: MsrDevice + Sized + 'static {
     fn build(name: String, config: Self::Config, context: &DeviceContext) -> Result<Self, String>;
 
     /// Takes over the keys that are marked as live, with `#[schemars(extend("x-live" = true))]`; the others are as
-    /// [`build`](Self::build) got them. `changed` are the names of those that somebody has just set. vCPUs may access the
-    /// device meanwhile.
+    /// [`build`](Self::build) got them. `changed` are the names of those that somebody has just set, with a dot before each key
+    /// of a table. vCPUs may access the device meanwhile.
     ///
     /// # Errors
     ///
@@ -58,6 +58,8 @@ pub struct DeviceContext {
     pub cpu: CpuIdentity,
     /// Time and CPU time.
     pub clock: Arc<dyn CpuClock>,
+    /// Where devices ask for interrupts.
+    pub interrupts: Arc<InterruptRequests>,
 }
 
 impl fmt::Debug for DeviceContext {

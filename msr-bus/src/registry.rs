@@ -181,6 +181,14 @@ impl DeviceModel {
         (self.schema)()
     }
 
+    /// Whether the keys of the device called `name` are those that the model has.
+    fn check(&self, name: &str, keys: &toml::Table) -> Result<(), ConfigError> {
+        keys::check(self.schema().as_value(), keys).map_err(|error| ConfigError::Key {
+            device: name.to_owned(),
+            error: Box::new(error),
+        })
+    }
+
     /// The model's keys, those of a table before those of the tables in it. Every device has `type` and
     /// `name` besides.
     pub fn keys(&self) -> Vec<Key> {
@@ -251,10 +259,7 @@ impl DeviceConfig {
                 }
             })?;
         let name = self.name.clone().unwrap_or_else(|| self.model.clone());
-        keys::check(model.schema().as_value(), &self.keys).map_err(|error| ConfigError::Key {
-            device: name.clone(),
-            error: Box::new(error),
-        })?;
+        model.check(&name, &self.keys)?;
         (model.build)(model, name, self.keys.clone(), context)
     }
 }
@@ -273,15 +278,22 @@ where
         device: name.clone(),
         message,
     })?);
-    let (changed, context, called) = (device.clone(), context.clone(), name.clone());
+    let (changed, called, context_of_changes) = (device.clone(), name.clone(), context.clone());
+    let of = *model;
     let apply = move |keys, names: &[&str]| {
-        let applied = changed.apply(read::<M>(&called, keys)?, names, &context);
+        of.check(&called, &keys)?;
+        let applied = changed.apply(read::<M>(&called, keys)?, names, &context_of_changes);
         applied.map_err(|message| ConfigError::Device {
             device: called.clone(),
             message,
         })
     };
-    let live = LiveKeys::new(name, model, keys, Box::new(apply));
+    let (as_called, within) = (name.clone(), context.clone());
+    let rebuild = move |keys| {
+        let (_, live) = build::<M>(&of, as_called.clone(), keys, &within)?;
+        Ok(live)
+    };
+    let live = LiveKeys::new(name, model, keys, Box::new(apply), Box::new(rebuild));
     Ok((device, live))
 }
 

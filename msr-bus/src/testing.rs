@@ -147,5 +147,6 @@ pub fn context_of(cpu: CpuIdentity, topology: Topology) -> DeviceContext {
         topology,
         cpu,
         clock: Arc::new(FakeClock::default()),
+        interrupts: Arc::default(),
     }
 }

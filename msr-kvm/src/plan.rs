@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use msr_bus::{
     BuildError, BusBuilder, Contradiction, CpuClock, CpuIdentity, DeviceContext, ExitReason,
-    Fallback, MsrBus, MsrDevice, MsrObserver, MsrRange, Topology,
+    Fallback, InterruptRequests, MsrBus, MsrDevice, MsrObserver, MsrRange, Topology,
 };
 use msr_filter::{Access, CompileError, FilterSpec, MsrFilter, Rule, Verdict};
 
@@ -36,6 +36,8 @@ pub struct MsrPlan {
     pub exits: Vec<ExitReason>,
     /// What MSRs that KVM keeps hold when a vCPU starts; no device claims them.
     pub initial: Vec<InitialMsr>,
+    /// The interrupts that devices have asked for. Whoever changes [`live`](Self::live) keys delivers them afterwards.
+    pub interrupts: Arc<InterruptRequests>,
     pub(crate) topology: Topology,
     pub(crate) clock: Arc<HostClock>,
     pub(crate) statistics: Option<Arc<MsrStats>>,
@@ -142,6 +144,7 @@ impl MsrPlan {
                 topology,
                 cpu,
                 clock: clock.clone(),
+                interrupts: Arc::default(),
             },
             clock,
             #[cfg(feature = "config")]
@@ -316,6 +319,7 @@ impl MsrPlanBuilder {
             live: self.live,
             exits: self.exits,
             initial: self.initial,
+            interrupts: self.context.interrupts,
             topology: self.context.topology,
             clock: self.clock,
             statistics: self.statistics,

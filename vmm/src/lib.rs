@@ -49,6 +49,7 @@ pub mod devices;
 mod fault;
 mod filter_in_force;
 pub mod layout;
+mod live_keys;
 mod machine;
 pub mod memory;
 pub mod models;

@@ -6,6 +6,7 @@
 use crate::DeviceModel;
 
 pub mod aperfmperf;
+pub mod copies;
 #[cfg(test)]
 mod fixture;
 pub mod forward;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use msr_filter::MsrRange;
 use serde::Deserialize;
 
+use super::copies::Copies;
 use crate::{
     DeviceContext, DeviceState, GeneralProtection, Model, MsrAccess, MsrDevice, PerScope,
     RestoreError, Scope, U64,
@@ -23,6 +24,10 @@ pub struct Config {
     /// The value after reset.
     #[serde(default)]
     pub reset: U64,
+    /// What the register holds now, in place of `reset`: a value for all copies, or a list with one for each.
+    #[serde(default)]
+    #[cfg_attr(feature = "config", schemars(extend("x-live" = true)))]
+    pub now: Option<Copies>,
     /// Which CPUs share the register: "thread", "core" or "package".
     #[serde(default)]
     pub scope: Scope,
@@ -52,11 +57,31 @@ impl Model for Scratch {
         }
         let reset = config.reset.0;
         let value = PerScope::new(config.scope, &context.topology, |_| AtomicU64::new(reset));
-        Ok(Self {
+        let device = Self {
             name,
             msr: config.msr,
             value,
-        })
+        };
+        device.set(config.now.as_ref())?;
+        Ok(device)
+    }
+
+    fn apply(&self, config: Config, _: &[&str], _: &DeviceContext) -> Result<(), String> {
+        self.set(config.now.as_ref())
+    }
+}
+
+impl Scratch {
+    fn set(&self, now: Option<&Copies>) -> Result<(), String> {
+        let Some(now) = now else {
+            return Ok(());
+        };
+        let values = now.values(self.value.len());
+        let values = values.map_err(|error| format!("now: {error}"))?;
+        for (register, value) in self.value.iter().zip(values) {
+            register.store(value, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 
@@ -108,7 +133,7 @@ impl MsrDevice for Scratch {
 mod tests {
     use super::*;
     use crate::testing::{FakeVcpu, context};
-    use crate::{ExitReason, Topology, VcpuId};
+    use crate::{DeviceConfig, DeviceModel, ExitReason, Topology, VcpuId};
 
     const MSR: u32 = 0x400;
 
@@ -116,6 +141,7 @@ mod tests {
         let config = Config {
             msr: MsrRange::single(MSR),
             reset: U64(7),
+            now: None,
             scope,
         };
         Scratch::build("scratch".into(), config, &context(topology)).unwrap()
@@ -159,6 +185,7 @@ mod tests {
         let config = Config {
             msr: MsrRange::new(1, 2).unwrap(),
             reset: U64(0),
+            now: None,
             scope: Scope::Thread,
         };
         let error = Scratch::build("s".into(), config, &context(Topology::flat(1))).unwrap_err();
@@ -166,6 +193,46 @@ mod tests {
             error,
             "msr: 0x1-0x2 is a range, and a scratch register is one MSR"
         );
+    }
+
+    #[test]
+    fn a_value_that_is_set_from_outside_is_every_copys_or_its_own() {
+        let topology = Topology::flat(2);
+        let context = context(topology);
+        let device = DeviceConfig {
+            model: "scratch".into(),
+            name: None,
+            keys: toml::from_str("msr = 0x400\nreset = 7").unwrap(),
+        };
+        let (device, live) = device.build_live(DeviceModel::all(), &context).unwrap();
+        let read = |cpu| device.read(&access(&FakeVcpu::new(VcpuId(cpu), topology)));
+        let set = |keys: &str| live.set(&toml::from_str(keys).unwrap());
+        assert_eq!([read(0), read(1)], [Ok(7), Ok(7)]);
+        set("now = 9").unwrap();
+        assert_eq!([read(0), read(1)], [Ok(9), Ok(9)]);
+        set("now = [1, '0xffff_ffff_ffff_ffff']").unwrap();
+        assert_eq!([read(0), read(1)], [Ok(1), Ok(u64::MAX)]);
+        for (keys, words) in [
+            (
+                "now = [1]",
+                "now: there are 1 values, and 2 copies of the register",
+            ),
+            ("now = -1", "now: expected a 64-bit value"),
+            ("now = 1.5", "`now` is 1.5; it takes"),
+            (
+                "reset = 1",
+                "`reset` cannot change while the guest runs; these can: now",
+            ),
+        ] {
+            let error = set(keys).unwrap_err().to_string();
+            assert!(error.contains(words), "{keys}: {error}");
+        }
+        assert_eq!([read(0), read(1)], [Ok(1), Ok(u64::MAX)]);
+        // A device to try changes on begins with what is set, and leaves this one alone.
+        let rehearsal = live.rehearsal().unwrap();
+        assert_eq!(rehearsal.current(), live.current());
+        rehearsal.set(&toml::from_str("now = 3").unwrap()).unwrap();
+        assert_eq!(read(0), Ok(1));
     }
 
     #[test]

@@ -5,8 +5,9 @@
 //! together from named fields; and it says what reads and writes do: give the value, fault, drop the
 //! write, or store it except for reserved and ignored bits until a lock bit is set.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use msr_filter::MsrRange;
 
@@ -17,6 +18,7 @@ use crate::{
 
 mod config;
 
+use super::copies::Copies;
 pub use config::{Bits, Config, FieldConfig, ReadPolicy, RegisterConfig, WritePolicy};
 
 #[derive(Debug)]
@@ -38,6 +40,9 @@ struct Register {
 pub struct Table {
     name: String,
     registers: Vec<Register>,
+    /// What the copies of an MSR hold after somebody outside the guest has set them: what the guest's writes go on from, as
+    /// they do from the values after reset.
+    set: Mutex<BTreeMap<u32, Arc<[u64]>>>,
 }
 
 /// The most registers that a table holds, and that all tables of a configuration hold together. Each has its value in memory; the
@@ -86,7 +91,20 @@ impl Model for Table {
                 twice[0].msr
             ));
         }
-        Ok(Self { name, registers })
+        let table = Self {
+            name,
+            registers,
+            set: Mutex::default(),
+        };
+        table.set_now(&config.now, |_| true)?;
+        Ok(table)
+    }
+
+    fn apply(&self, config: Config, changed: &[&str], _: &DeviceContext) -> Result<(), String> {
+        self.set_now(&config.now, |key| {
+            let mut changed = changed.iter();
+            changed.any(|path| path.strip_prefix("now.") == Some(key))
+        })
     }
 }
 
@@ -96,11 +114,11 @@ impl Register {
         self.value.at(access.cpu.location())
     }
 
-    /// Whether a guest can bring a copy from `reset` to `value`.
-    fn reaches(&self, reset: u64, value: u64) -> bool {
-        let written = || value & self.reserved == 0 && (value ^ reset) & self.ignored == 0;
-        let writable = self.write == WritePolicy::Store && reset & self.lock == 0;
-        value == reset || writable && written()
+    /// Whether a guest can bring a copy from one value to another.
+    fn reaches(&self, from: u64, value: u64) -> bool {
+        let written = || value & self.reserved == 0 && (value ^ from) & self.ignored == 0;
+        let writable = self.write == WritePolicy::Store && from & self.lock == 0;
+        value == from || writable && written()
     }
 
     fn store(&self, access: &MsrAccess<'_>, value: u64) -> Result<(), GeneralProtection> {
@@ -121,6 +139,51 @@ impl Register {
 }
 
 impl Table {
+    /// Has registers hold what `now` says, those of the keys that are to `change`.
+    fn set_now(
+        &self,
+        now: &BTreeMap<String, Copies>,
+        change: impl Fn(&str) -> bool,
+    ) -> Result<(), String> {
+        let mut named: Vec<(MsrRange, &str)> = Vec::new();
+        let mut changes = Vec::new();
+        for (key, copies) in now {
+            let wrong = |error: String| format!("now.{key}: {error}");
+            let range: MsrRange = key.parse().map_err(|error| wrong(format!("{error}")))?;
+            if let Some((_, other)) = named.iter().find(|(r, _)| r.intersection(range).is_some()) {
+                return Err(wrong(format!(
+                    "it is the MSR that `{other}` names, which is set already: use that"
+                )));
+            }
+            named.push((range, key));
+            let registers = self.registers.iter().filter(|r| range.contains(r.msr));
+            let registers: Vec<&Register> = registers.collect();
+            if registers.len() as u64 != range.len() {
+                return Err(wrong("the table has no such register".into()));
+            }
+            for register in registers {
+                let values = copies.values(register.value.len()).map_err(wrong)?;
+                if change(key) {
+                    changes.push((register, Arc::from(values)));
+                }
+            }
+        }
+        let mut set = self.set();
+        for (register, values) in changes {
+            let values: Arc<[u64]> = values;
+            for (copy, value) in register.value.iter().zip(values.iter()) {
+                copy.store(*value, Ordering::Relaxed);
+            }
+            set.insert(register.msr, values);
+        }
+        Ok(())
+    }
+
+    fn set(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<[u64]>>> {
+        // It is whole after each register.
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn register(&self, index: u32) -> Result<&Register, GeneralProtection> {
         let place = self
             .registers
@@ -188,10 +251,11 @@ impl MsrDevice for Table {
                 "it describes other registers or another topology".into(),
             ));
         }
+        let set = self.set();
         for ((msr, copies), register) in values.iter().zip(&self.registers) {
-            let mut copies = copies.iter().zip(register.reset.iter());
-            if let Some((bad, _)) =
-                copies.find(|(value, reset)| !register.reaches(**reset, **value))
+            let from = set.get(msr).unwrap_or(&register.reset);
+            let mut copies = copies.iter().zip(from.iter());
+            if let Some((bad, _)) = copies.find(|(value, from)| !register.reaches(**from, **value))
             {
                 return Err(RestoreError::Mismatch(format!(
                     "MSR {msr:#x} holds {bad:#x}, which no guest can write to it"

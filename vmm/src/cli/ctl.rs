@@ -11,7 +11,7 @@ use clap_complete::ArgValueCandidates;
 use msr_bus::{Document, U64, nearest};
 use msr_filter::names;
 use msr_kvm::StatsRow;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::AnsweredBy;
 use crate::cli::completions::candidates;
@@ -140,7 +140,7 @@ pub enum DeviceCommand {
     Set {
         /// The device's name.
         name: String,
-        /// A key with its new value as in a configuration, such as celsius=95.
+        /// A key with its new value as in a configuration, such as celsius=95, or now.0x10=5 for a key of a table.
         #[arg(value_name = "KEY=VALUE", required = true, value_parser = assignment)]
         keys: Vec<(String, Value)>,
     },
@@ -158,6 +158,26 @@ fn assignment(text: &str) -> Result<(String, Value), String> {
         None => value.into(),
     };
     Ok((key.to_owned(), value))
+}
+
+/// Keys with dots as the tables that they name.
+fn nested(keys: &[(String, Value)]) -> Result<Map<String, Value>, Failure> {
+    let mut all = Map::new();
+    for (path, value) in keys {
+        let mut table = &mut all;
+        let mut names = path.split('.').peekable();
+        while let Some(name) = names.next() {
+            if names.peek().is_none() {
+                table.insert(name.to_owned(), value.clone());
+                break;
+            }
+            let within = table.entry(name).or_insert_with(|| Map::new().into());
+            table = within
+                .as_object_mut()
+                .ok_or_else(|| Failure::usage(format!("`{name}` is given a value and keys")))?;
+        }
+    }
+    Ok(all)
 }
 
 fn value(text: &str) -> Result<U64, String> {
@@ -207,7 +227,7 @@ fn method(command: &CtlCommand) -> Result<Method, Failure> {
         CtlCommand::Device(DeviceCommand::Set { name, keys }) => {
             Method::DeviceSet(DeviceSetParams {
                 name: name.clone(),
-                keys: keys.iter().cloned().collect(),
+                keys: nested(keys)?,
             })
         }
         CtlCommand::Read { msr, vcpu } => Method::ReadMsr(MsrParams {

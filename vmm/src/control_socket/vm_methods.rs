@@ -153,7 +153,8 @@ impl<'a> VmMethods<'a> {
                 "device `{name}` is a program's own and has no keys"
             ))
         })?;
-        live.set(&changes)
+        self.vm
+            .set_device(live, &changes)
             .map_err(|error| Error::params(error.to_string()))?;
         self.device(name)
     }

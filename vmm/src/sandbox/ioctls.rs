@@ -2,8 +2,9 @@
 
 use kvm_bindings::{
     kvm_clock_data, kvm_debugregs, kvm_dirty_log, kvm_fpu, kvm_irq_level, kvm_irqchip,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_filter, kvm_msrs, kvm_pit_state2, kvm_regs, kvm_sregs,
-    kvm_sregs2, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_lapic_state, kvm_mp_state, kvm_msi, kvm_msr_filter, kvm_msrs, kvm_pit_state2, kvm_regs,
+    kvm_sregs, kvm_sregs2, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs,
+    kvm_xsave,
 };
 
 /// An ioctl: what the kernel's headers call it, and its number.
@@ -35,6 +36,8 @@ pub(super) const KVM_IRQ_LINE: Ioctl = ("KVM_IRQ_LINE", write::<kvm_irq_level>(0
 pub(super) const KVM_TRANSLATE: Ioctl = ("KVM_TRANSLATE", both::<kvm_translation>(0x85));
 pub(super) const KVM_GET_MSRS: Ioctl = ("KVM_GET_MSRS", both::<kvm_msrs>(0x88));
 pub(super) const KVM_SET_MSRS: Ioctl = ("KVM_SET_MSRS", write::<kvm_msrs>(0x89));
+pub(super) const KVM_NMI: Ioctl = ("KVM_NMI", request(0, 0, 0x9a));
+pub(super) const KVM_SIGNAL_MSI: Ioctl = ("KVM_SIGNAL_MSI", write::<kvm_msi>(0xa5));
 pub(super) const KVM_X86_SET_MSR_FILTER: Ioctl =
     ("KVM_X86_SET_MSR_FILTER", write::<kvm_msr_filter>(0xc6));
 pub(super) const KVM_SET_USER_MEMORY_REGION: Ioctl = (
@@ -99,6 +102,8 @@ mod tests {
             (KVM_TRANSLATE, 0xc018_ae85),
             (KVM_GET_MSRS, 0xc008_ae88),
             (KVM_SET_MSRS, 0x4008_ae89),
+            (KVM_NMI, 0xae9a),
+            (KVM_SIGNAL_MSI, 0x4020_aea5),
             (KVM_X86_SET_MSR_FILTER, 0x4188_aec6),
             (KVM_SET_USER_MEMORY_REGION, 0x4020_ae46),
             (VCPU_FAULT[0], 0x8090_ae81),

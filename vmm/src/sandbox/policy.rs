@@ -305,9 +305,16 @@ impl ThreadPolicy {
     pub(super) fn serve_control_socket(&mut self) {
         match self.role {
             // The standard library's calls for accepting, reading and writing.
-            Role::Main => self.calls([Sysno::accept4, Sysno::recvfrom, Sysno::sendto]),
-            // A client's write to an MSR that KVM keeps.
-            Role::Vcpu => self.request(ioctls::KVM_SET_MSRS),
+            Role::Main => {
+                self.calls([Sysno::accept4, Sysno::recvfrom, Sysno::sendto]);
+                // The interrupts that a change of a device's keys makes, here and below.
+                self.request(ioctls::KVM_SIGNAL_MSI);
+            }
+            Role::Vcpu => {
+                self.request(ioctls::KVM_NMI);
+                // A client's write to an MSR that KVM keeps.
+                self.request(ioctls::KVM_SET_MSRS);
+            }
             Role::Console | Role::Block | Role::Entropy => {}
         }
     }

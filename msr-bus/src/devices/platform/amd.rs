@@ -31,6 +31,10 @@ pub(super) struct Amd {
     definitions: [u64; 8],
     /// The number of the last P-state.
     last: u64,
+    /// The frequency of each P-state, in MHz.
+    mhz: Vec<u32>,
+    /// The first P-state that the platform allows now.
+    limit: AtomicU64,
     threads_per_core: u32,
     /// What each thread asked for.
     control: PerScope<AtomicU64>,
@@ -65,12 +69,37 @@ impl Amd {
         for (definition, mhz) in definitions.iter_mut().zip(&states) {
             *definition = p_state(Ratios::of(25).ratio(key, *mhz)?);
         }
-        Ok(Self {
+        let amd = Self {
+            mhz: states,
+            limit: AtomicU64::new(0),
             definitions,
             last: count as u64 - 1,
             threads_per_core: topology.threads,
             control: PerScope::new(Scope::Thread, topology, |_| AtomicU64::new(0)),
-        })
+        };
+        amd.set_limit(config)?;
+        Ok(amd)
+    }
+
+    /// Takes over the limit that `config` has.
+    pub(super) fn set_limit(&self, config: &Config) -> Result<(), String> {
+        let limit = match config.limit_mhz {
+            None => 0,
+            Some(limit) => {
+                let mut states = self.mhz.iter();
+                let state = states.position(|mhz| *mhz == limit).ok_or_else(|| {
+                    let mhz: Vec<String> = self.mhz.iter().map(u32::to_string).collect();
+                    format!(
+                        "limit_mhz: {limit} MHz is no P-state's frequency; those are {} MHz",
+                        mhz.join(", ")
+                    )
+                })?;
+                // At most 8.
+                state as u64
+            }
+        };
+        self.limit.store(limit, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(super) fn claims(&self) -> Vec<MsrRange> {
@@ -81,16 +110,19 @@ impl Amd {
     pub(super) fn read(&self, access: &MsrAccess<'_>) -> Result<u64, GeneralProtection> {
         let location = access.cpu.location();
         Ok(match access.index {
-            // No limit now, and the last P-state in 6:4.
-            P_STATE_LIMIT => self.last << 4,
+            // The first P-state allowed now in 2:0, and the last in 6:4.
+            P_STATE_LIMIT => self.last << 4 | self.limit.load(Ordering::Relaxed),
             P_STATE_CONTROL => self.control.at(location).load(Ordering::Relaxed),
-            // The core runs in the fastest P-state that a thread of it asks for.
+            // The core runs in the fastest P-state that a thread of it asks for and that is allowed.
             P_STATE_STATUS => {
                 let core = (location.core * self.threads_per_core) as usize;
                 let threads = self.control.iter().skip(core);
                 let threads = threads.take(self.threads_per_core as usize);
                 let asked = threads.map(|thread| thread.load(Ordering::Relaxed));
-                asked.min().unwrap_or(0)
+                asked
+                    .min()
+                    .unwrap_or(0)
+                    .max(self.limit.load(Ordering::Relaxed))
             }
             P_STATE_FIRST..=P_STATE_LAST => {
                 self.definitions[(access.index - P_STATE_FIRST) as usize]

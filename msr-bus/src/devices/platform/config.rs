@@ -15,6 +15,11 @@ pub struct Config {
     /// The lowest frequency, in MHz; at most `base_mhz`. AMD: the last P-state.
     #[serde(default = "default_min_mhz")]
     pub min_mhz: u32,
+    /// The highest frequency that the platform lets cores have now, in MHz, as firmware or a power controller limits it: no
+    /// limit unless given. Intel: a multiple of 100 from `min_mhz` up to the highest turbo frequency, and IA32_PERF_STATUS
+    /// shows no more. AMD: the frequency of a P-state, which PStateCurLim shows.
+    #[cfg_attr(feature = "config", schemars(extend("x-live" = true)))]
+    pub limit_mhz: Option<u32>,
     /// Intel: the highest frequencies with 1, 2, ... cores at work (or, with `turbo_cores`, up to that many), in MHz:
     /// a number for any count, or a list of up to eight. At least `base_mhz`, which it is unless given.
     pub turbo_mhz: Option<Turbo>,

@@ -76,6 +76,8 @@ pub(super) struct Intel {
     base: u64,
     /// The highest turbo ratio.
     max: u64,
+    /// The highest ratio that the platform allows now.
+    limit: AtomicU64,
     turbo: u64,
     turbo_cores: Option<u64>,
     config_tdp: bool,
@@ -100,7 +102,8 @@ impl Intel {
                 SWITCHES | FIXED
             ));
         }
-        Ok(Self {
+        let intel = Self {
+            limit: AtomicU64::new(u64::MAX),
             min: ratios.ratio("min_mhz", config.min_mhz)?,
             base,
             max: turbo.iter().copied().fold(base, u64::max),
@@ -115,7 +118,30 @@ impl Intel {
                 misc_enable: AtomicU64::new(misc_enable),
             }),
             packages: PerScope::new(Scope::Package, topology, |_| Package::new(base)),
-        })
+        };
+        intel.set_limit(config)?;
+        Ok(intel)
+    }
+
+    /// Takes over the limit that `config` has.
+    pub(super) fn set_limit(&self, config: &Config) -> Result<(), String> {
+        let limit = match config.limit_mhz {
+            None => u64::MAX,
+            Some(mhz) => {
+                let limit = Ratios::of(BUS_MHZ).ratio("limit_mhz", mhz)?;
+                let step = u64::from(BUS_MHZ);
+                if !(self.min..=self.max).contains(&limit) {
+                    return Err(format!(
+                        "limit_mhz: {mhz} MHz is not between the lowest frequency, {} MHz, and the highest, {} MHz",
+                        self.min * step,
+                        self.max * step
+                    ));
+                }
+                limit
+            }
+        };
+        self.limit.store(limit, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(super) fn claims(&self) -> Vec<MsrRange> {
@@ -234,6 +260,7 @@ impl Intel {
 
     /// The ratio of a core: the highest that one of its threads asks for and may have.
     fn current(&self, location: CpuLocation) -> u64 {
+        let limit = self.limit.load(Ordering::Relaxed);
         let per_core = self.topology.threads as usize;
         let threads = self.threads.iter().skip(location.core as usize * per_core);
         let granted = threads.take(per_core).map(|thread| {
@@ -243,7 +270,7 @@ impl Intel {
             let most = if turbo { self.max } else { self.base };
             (perf_ctl >> 8 & 0xff).clamp(self.min, most)
         });
-        granted.max().unwrap_or(self.base)
+        granted.max().unwrap_or(self.base).min(limit)
     }
 
     pub(super) fn save(&self) -> DeviceState {

@@ -16,7 +16,7 @@
 //! AMD (PPR for family 19h): 0xc0010061 to 0xc001006b, the P-states. `HWCR` (0xc0010015) stays KVM's.
 //!
 //! Nothing here changes how fast the guest runs: a request for a frequency reads back, and the status
-//! says it was granted within the limits.
+//! says it was granted within the limits, of which one can change while the guest runs.
 
 mod amd;
 mod config;
@@ -61,6 +61,13 @@ impl Model for Platform {
             CpuVendor::Amd => Vendor::Amd(Amd::new(&config, &context.topology)?),
         };
         Ok(Self { name, vendor })
+    }
+
+    fn apply(&self, config: Config, _: &[&str], _: &DeviceContext) -> Result<(), String> {
+        match &self.vendor {
+            Vendor::Intel(intel) => intel.set_limit(&config),
+            Vendor::Amd(amd) => amd.set_limit(&config),
+        }
     }
 }
 

@@ -286,3 +286,55 @@ fn a_restored_device_answers_as_the_saved_one_and_no_other() {
         Err(RestoreError::Mismatch(_))
     ));
 }
+
+fn set(device: &Platform, fixture: &Fixture, keys: &str) -> Result<(), String> {
+    device.apply(config(keys), &["limit_mhz"], &fixture.context)
+}
+
+#[test]
+fn an_intel_core_shows_no_more_than_the_platforms_limit_of_now() {
+    let keys = "base_mhz = 2000\nturbo_mhz = 3500\n";
+    let (fixture, device) = intel(keys);
+    let status = |vcpu| fixture.read(&device, vcpu, 0x198).unwrap() >> 8;
+    fixture.write(&device, 0, 0x199, 30 << 8).unwrap();
+    let limited = |mhz: &str| set(&device, &fixture, &format!("{keys}limit_mhz = {mhz}"));
+    limited("1500").unwrap();
+    assert_eq!((status(0), status(2)), (15, 15));
+    // What software asked for stays, and is granted once it can be.
+    assert_eq!(fixture.read(&device, 0, 0x199), Ok(30 << 8));
+    limited("2500").unwrap();
+    assert_eq!((status(0), status(2)), (25, 20));
+    for (mhz, words) in [
+        (
+            "700",
+            "limit_mhz: 700 MHz is not between the lowest frequency, 800 MHz, and the highest, 3500 MHz",
+        ),
+        ("3600", "limit_mhz: 3600 MHz is not between"),
+        ("1550", "limit_mhz: 1550 MHz is not a multiple of 100 MHz"),
+    ] {
+        let error = limited(mhz).unwrap_err();
+        assert!(error.contains(words), "{error}");
+    }
+    assert_eq!(status(0), 25);
+    set(&device, &fixture, keys).unwrap();
+    assert_eq!(status(0), 30);
+}
+
+#[test]
+fn amds_p_state_limit_holds_for_what_threads_ask_for() {
+    let keys = "base_mhz = 2450\np_states_mhz = [2450, 2000, 1500]\n";
+    let (fixture, device) = amd(keys);
+    let read = |index| fixture.read(&device, 0, index).unwrap();
+    assert_eq!((read(0xc001_0061), read(0xc001_0063)), (0x20, 0));
+    set(&device, &fixture, &format!("{keys}limit_mhz = 2000")).unwrap();
+    assert_eq!((read(0xc001_0061), read(0xc001_0063)), (0x21, 1));
+    fixture.write(&device, 0, 0xc001_0062, 2).unwrap();
+    fixture.write(&device, 1, 0xc001_0062, 2).unwrap();
+    assert_eq!(read(0xc001_0063), 2);
+    let error = set(&device, &fixture, &format!("{keys}limit_mhz = 1800")).unwrap_err();
+    assert_eq!(
+        error,
+        "limit_mhz: 1800 MHz is no P-state's frequency; those are 2450, 2000, 1500 MHz"
+    );
+    assert_eq!(read(0xc001_0061), 0x21);
+}

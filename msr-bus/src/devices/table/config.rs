@@ -6,6 +6,7 @@ use std::fmt;
 use msr_filter::MsrRange;
 use serde::{Deserialize, Deserializer, de};
 
+use crate::devices::copies::Copies;
 use crate::{Scope, U64};
 
 /// The keys of a `[[msr.device]]` with `type = "table"`.
@@ -15,6 +16,11 @@ use crate::{Scope, U64};
 pub struct Config {
     /// The registers, each a table of its own: `[[msr.device.register]]`.
     pub register: Vec<RegisterConfig>,
+    /// What registers hold now, in place of their values after reset, by MSR: a value for all copies, or a list with one for
+    /// each (`now.0x10 = 5`). Neither `write` nor `reserved` bounds it.
+    #[serde(default)]
+    #[cfg_attr(feature = "config", schemars(extend("x-live" = true)))]
+    pub now: BTreeMap<String, Copies>,
 }
 
 /// One register of a table, or as many alike as its range has MSRs.

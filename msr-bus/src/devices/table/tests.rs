@@ -1,7 +1,7 @@
 use super::*;
-use crate::Topology;
 use crate::devices::fixture::{self, Fixture};
 use crate::testing::ICE_LAKE;
+use crate::{DeviceConfig, DeviceModel, Topology};
 
 const TOPOLOGY: Topology = Topology {
     packages: 2,
@@ -234,4 +234,82 @@ fn a_state_of_other_registers_another_topology_or_version_is_refused() {
         table.restore(&newer),
         Err(RestoreError::Version { found: 2, .. })
     ));
+}
+
+#[test]
+fn registers_are_set_from_outside_and_a_restored_table_knows_what_from() {
+    let fixture = Fixture::new(ICE_LAKE, Topology::flat(2));
+    let device = || {
+        let device = DeviceConfig {
+            model: "table".into(),
+            name: None,
+            keys: toml::from_str(
+                "register = [
+                     { msr = 1, value = 5 },
+                     { msr = 2, write = 'store', reserved = 0xf0, ignored = 0xf },
+                     { msr = '0x10-0x12', scope = 'package' },
+                 ]",
+            )
+            .unwrap(),
+        };
+        device
+            .build_live(DeviceModel::all(), &fixture.context)
+            .unwrap()
+    };
+    let (table, live) = device();
+    let access = |index: u32, vcpu: u32, write: Option<u64>| match write {
+        None => fixture.read(&*table, vcpu, index),
+        Some(value) => fixture.write(&*table, vcpu, index, value).map(|()| 0),
+    };
+    let set = |keys: &str| live.set(&toml::from_str(keys).unwrap());
+    set("now.0x1 = 6\nnow.0x2 = [0x13, 0xf1]").unwrap();
+    assert_eq!([access(1, 0, None), access(1, 1, None)], [Ok(6), Ok(6)]);
+    assert_eq!(
+        [access(2, 0, None), access(2, 1, None)],
+        [Ok(0x13), Ok(0xf1)]
+    );
+    // A guest goes on from there, and what is set next leaves that alone.
+    access(2, 0, Some(0x500)).unwrap();
+    set("now.0x10-0x12 = 7").unwrap();
+    assert_eq!(
+        [access(2, 0, None), access(0x11, 1, None)],
+        [Ok(0x503), Ok(7)]
+    );
+    let keys = live.current();
+    assert_eq!(keys["now"].as_table().map(toml::Table::len), Some(3));
+    for (keys, words) in [
+        ("now.0x3 = 1", "now.0x3: the table has no such register"),
+        (
+            "now.0x0-0x1 = 1",
+            "now.0x0-0x1: the table has no such register",
+        ),
+        (
+            "now.0x2 = [1]",
+            "now.0x2: there are 1 values, and 2 copies of the register",
+        ),
+        ("now.nonsense = 1", "now.nonsense: "),
+        (
+            "now.2 = 1",
+            "now.2: it is the MSR that `0x2` names, which is set already: use that",
+        ),
+        ("now = 1", "`now` is 1; it takes a table"),
+        (
+            "register = []",
+            "`register` cannot change while the guest runs; these can: now",
+        ),
+    ] {
+        let error = set(keys).unwrap_err().to_string();
+        assert!(error.contains(words), "{keys}: {error}");
+    }
+    assert_eq!(live.current(), keys);
+    // No guest brings a table without what was set to this state.
+    let state = table.save().unwrap();
+    let (other, changes) = device();
+    assert!(matches!(
+        other.restore(&state),
+        Err(RestoreError::Mismatch(_))
+    ));
+    changes.set(&live.changes()).unwrap();
+    other.restore(&state).unwrap();
+    assert_eq!(other.save(), Some(state));
 }

@@ -11,7 +11,11 @@
 //! A sensor shows how many degrees it is below TjMax. Its status bits follow the temperature, its log bits
 //! stay set until software writes them as 0. Both are brought up to date when software looks, and when the
 //! temperature is set from outside: what came and went otherwise between two looks is not seen, and what still
-//! holds is logged again. No interrupt is ever delivered, and nothing throttles.
+//! holds is logged again.
+//!
+//! A temperature that is set from outside and crosses TjMax or a threshold makes the interrupts that software has enabled for
+//! that, at each CPU of the core or package: see [`InterruptRequests`](crate::InterruptRequests). No other change makes one,
+//! because nobody looks. There is no critical temperature beyond TjMax, so its interrupt never comes, and nothing throttles.
 //!
 //! AMD has no such MSRs; its sensors are behind PCI.
 
@@ -44,6 +48,13 @@ const THERMAL_STATUS: u64 = 1 << 0;
 const PROCHOT: u64 = 1 << 2;
 const THRESHOLD_1: u64 = 1 << 6;
 const THRESHOLD_2: u64 = 1 << 8;
+/// Enables of the interrupt registers: of an interrupt for reaching TjMax, for leaving it, for PROCHOT#, and for crossing a
+/// threshold in either direction.
+const HIGH_ENABLE: u64 = 1 << 0;
+const LOW_ENABLE: u64 = 1 << 1;
+const PROCHOT_ENABLE: u64 = 1 << 2;
+const THRESHOLD_1_ENABLE: u64 = 1 << 15;
+const THRESHOLD_2_ENABLE: u64 = 1 << 23;
 /// The log bits of 15:0.
 const LOGS: u64 = 0xaaaa;
 /// Those that a temperature can set.
@@ -128,17 +139,52 @@ impl Model for Thermal {
     ) -> Result<(), String> {
         config.check_change(changed)?;
         let next = config.temperature(context)?;
+        let vcpus = || (0..context.topology.vcpus()).map(VcpuId);
+        let looks = || -> Vec<[u64; 2]> {
+            let places = vcpus().map(|vcpu| {
+                let location = context.topology.locate(vcpu);
+                [Place::Core, Place::Package].map(|place| self.status(place, location))
+            });
+            places.collect()
+        };
+        let before = looks();
         self.temperature
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .change(next);
-        for vcpu in (0..context.topology.vcpus()).map(VcpuId) {
+        for ((vcpu, before), after) in vcpus().zip(before).zip(looks()) {
             let location = context.topology.locate(vcpu);
-            self.status(Place::Core, location);
-            self.status(Place::Package, location);
+            let interrupts = |(place, (before, after))| {
+                let sensor: &Sensor = self.sensor(place, location);
+                let enabled = sensor.interrupt.load(Ordering::Relaxed);
+                crosses(enabled, before, after)
+            };
+            let changes = before.into_iter().zip(after);
+            if [Place::Core, Place::Package]
+                .into_iter()
+                .zip(changes)
+                .any(interrupts)
+            {
+                context.interrupts.request_thermal(vcpu);
+            }
         }
         Ok(())
     }
+}
+
+/// Whether a sensor whose status changes makes an interrupt, with these enables (SDM volume 3B, "Digital Thermal Sensor
+/// Interrupts").
+fn crosses(enabled: u64, before: u64, after: u64) -> bool {
+    let (reached, left) = (after & !before, before & !after);
+    [
+        (HIGH_ENABLE, reached & THERMAL_STATUS),
+        (LOW_ENABLE, left & THERMAL_STATUS),
+        (PROCHOT_ENABLE, reached & PROCHOT),
+        (THRESHOLD_1_ENABLE, (reached | left) & THRESHOLD_1),
+        (THRESHOLD_2_ENABLE, (reached | left) & THRESHOLD_2),
+    ]
+    .iter()
+    .any(|(enable, change)| enabled & enable != 0 && *change != 0)
 }
 
 impl Thermal {

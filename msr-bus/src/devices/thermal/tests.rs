@@ -281,6 +281,53 @@ fn table(keys: &str) -> toml::Table {
     toml::from_str(keys).unwrap()
 }
 
+/// The vCPUs that get an interrupt when the temperature is set.
+fn interrupted(fixture: &Fixture, device: &Thermal, celsius: i32) -> Vec<u32> {
+    let keys = format!("source = 'constant'\ncelsius = {celsius}.0");
+    device
+        .apply(config(&keys), &["celsius"], &fixture.context)
+        .unwrap();
+    let vcpus = fixture.context.interrupts.take_thermal();
+    vcpus.into_iter().map(|vcpu| vcpu.0).collect()
+}
+
+#[test]
+fn a_temperature_set_from_outside_makes_the_interrupts_that_software_has_enabled() {
+    let topology = Topology {
+        packages: 2,
+        cores: 2,
+        threads: 2,
+    };
+    let fixture = Fixture::new(ICE_LAKE, topology);
+    let keys = "source = 'constant'\ncelsius = 40.0";
+    let device = Thermal::build("t".into(), config(keys), &fixture.context).unwrap();
+    let set = |celsius| interrupted(&fixture, &device, celsius);
+    let enable = |vcpu, index, value| fixture.write(&device, vcpu, index, value).unwrap();
+    assert_eq!((set(100), set(40)), (vec![], vec![]));
+    // The core of vCPUs 2 and 3: reaching TjMax, and not leaving it.
+    enable(2, 0x19b, 1);
+    assert_eq!((set(100), set(110), set(99)), (vec![2, 3], vec![], vec![]));
+    enable(2, 0x19b, 2);
+    assert_eq!((set(100), set(99)), (vec![], vec![2, 3]));
+    enable(2, 0x19b, 4);
+    assert_eq!((set(100), set(99)), (vec![2, 3], vec![]));
+    enable(2, 0x19b, 0);
+    assert!(set(40).is_empty());
+    // A threshold of the second package, in both directions: 30 degrees below TjMax.
+    enable(7, 0x1b2, 1 << 15 | 30 << 8);
+    assert_eq!((set(69), set(70)), (vec![], vec![4, 5, 6, 7]));
+    assert_eq!((set(80), set(60)), (vec![], vec![4, 5, 6, 7]));
+    // The other threshold, without and with its enable.
+    enable(7, 0x1b2, 30 << 16);
+    assert_eq!((set(80), set(60)), (vec![], vec![]));
+    enable(7, 0x1b2, 1 << 23 | 30 << 16);
+    assert_eq!(set(80), [4, 5, 6, 7]);
+    // Both at once are one interrupt.
+    enable(4, 0x19b, 1);
+    enable(7, 0x1b2, 1);
+    assert_eq!(set(120), [4, 5, 6, 7]);
+}
+
 #[test]
 fn temperatures_change_while_the_guest_runs_and_what_cannot_be_is_refused_as_in_a_file() {
     let fixture = Fixture::new(ICE_LAKE, TOPOLOGY);
@@ -331,7 +378,7 @@ fn temperatures_change_while_the_guest_runs_and_what_cannot_be_is_refused_as_in_
         assert_eq!(read(THERM_STATUS) >> 16 & 0x7f, 50);
     }
     let kind = live.set(&table("celsius = 'hot'")).unwrap_err();
-    assert!(matches!(kind, ConfigError::Value { key, .. } if key == "celsius"));
+    assert!(matches!(kind, ConfigError::Key { error, .. } if error.key == "celsius"));
     // Another source, with its own keys.
     live.set(&table(
         "source = 'model'\nidle_celsius = 60\nbusy_celsius = 90",
