@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use msr_bus::{DeviceModel, MsrDevice, MsrObserver, Topology, VcpuContext, VcpuId};
@@ -328,6 +328,7 @@ impl VmBuilder {
             memory: memory.clone(),
             rtc: machine.rtc.clone(),
             pci: machine.pci.clone(),
+            saving: Mutex::default(),
         };
         let control = Arc::new(Control::new(fds.len()));
         let vcpus = (0..)

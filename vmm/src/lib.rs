@@ -64,6 +64,7 @@ pub mod trace;
 mod vcpu;
 mod vcpu_report;
 mod vm;
+mod written_pages;
 
 pub use builder::VmBuilder;
 pub use config::Config;
@@ -75,6 +76,7 @@ pub use shutdown::{ShutdownReason, ShutdownSender};
 pub use timing::{BootEvent, BootTiming};
 pub use vcpu_report::{Activity, VcpuReport};
 pub use vm::{Vm, VmError};
+pub use written_pages::WrittenPages;
 
 /// The README's examples, compiled with the documentation's.
 #[cfg(all(doctest, feature = "cli"))]

@@ -2,15 +2,19 @@
 
 use std::ptr;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
-use vm_memory::{
-    Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::config::{MemorySize, VmConfig};
 use crate::layout;
+use crate::written_pages::WrittenPages;
+
+/// The guest's memory. It knows which pages the VMM writes while a snapshot is being made.
+pub type GuestMemoryMmap = vm_memory::GuestMemoryMmap<WrittenPages>;
+/// One of its regions.
+pub(crate) type GuestRegionMmap = vm_memory::GuestRegionMmap<WrittenPages>;
 
 /// The size of a huge page, in bytes: one entry of a page directory.
 const HUGE_PAGE: usize = 2 << 20;
@@ -123,14 +127,14 @@ fn aligned_gap(length: usize) -> Option<Reserved> {
 /// Asks for transparent huge pages: loading a kernel then takes a third of the time, and the guest has fewer page faults.
 /// A kernel image that is mapped instead of read would take no time to load, but a fault for each page that the guest
 /// touches, and the guest would change or die with the file.
-fn prefer_huge_pages(mapping: &MmapRegion) {
+fn prefer_huge_pages(mapping: &MmapRegion<WrittenPages>) {
     // SAFETY: the range is mapped, and the advice changes nothing that can be seen in it. A kernel without
     // transparent huge pages refuses it, which is as good.
     unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
 }
 
 /// A core dump of the VMM is for those who look after the VMM; what the guest keeps in its memory is not for them.
-pub(crate) fn keep_out_of_core_dumps(mapping: &MmapRegion) {
+pub(crate) fn keep_out_of_core_dumps(mapping: &MmapRegion<WrittenPages>) {
     // SAFETY: the range is mapped, and the advice changes nothing that can be seen in it.
     unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_DONTDUMP) };
 }
@@ -141,17 +145,35 @@ pub(crate) fn keep_out_of_core_dumps(mapping: &MmapRegion) {
 ///
 /// [`MemoryError::Register`].
 pub(crate) fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
+    set_slots(vm, memory, 0).map_err(MemoryError::Register)
+}
+
+/// Has KVM log which pages of a VM's memory its vCPUs write, or not any more. The vCPUs may run.
+///
+/// # Errors
+///
+/// What KVM says.
+pub(crate) fn log_dirty_pages(
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    log: bool,
+) -> Result<(), kvm_ioctls::Error> {
+    set_slots(vm, memory, if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })
+}
+
+/// A slot for each region, numbered as they are ordered.
+fn set_slots(vm: &VmFd, memory: &GuestMemoryMmap, flags: u32) -> Result<(), kvm_ioctls::Error> {
     for (slot, region) in (0..).zip(memory.iter()) {
         let kvm_region = kvm_userspace_memory_region {
             slot,
             guest_phys_addr: region.start_addr().raw_value(),
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
-            flags: 0,
+            flags,
         };
         // SAFETY: the region is mapped, of this length, and the VM keeps `memory` for as long as its
         // vCPUs run; regions of a `GuestMemoryMmap` do not overlap.
-        unsafe { vm.set_user_memory_region(kvm_region) }.map_err(MemoryError::Register)?;
+        unsafe { vm.set_user_memory_region(kvm_region) }?;
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ const REPORT_LIMIT: Duration = Duration::from_secs(1);
 pub struct VcpuGone(pub VcpuId);
 
 /// What is behind it is whole after every statement, so a panic elsewhere does not spoil it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -172,6 +172,18 @@ impl RunningVm {
             self.control.end_pause();
         }
         *pauses = pauses.saturating_sub(1);
+    }
+
+    /// Does something while the virtio devices stand still; the vCPUs may go on, and what they ask of the devices waits.
+    pub(crate) fn with_devices_still(&self, work: impl FnOnce()) {
+        let pauses = self.pauses();
+        if *pauses == 0 {
+            self.virtio.iter().for_each(|device| device.pause());
+        }
+        work();
+        if *pauses == 0 {
+            self.virtio.iter().for_each(|device| device.resume());
+        }
     }
 
     /// A panic of a device while it is paused leaves the VM paused.

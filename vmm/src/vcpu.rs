@@ -7,11 +7,11 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use msr_bus::VcpuId;
 use vm_device::bus::MmioAddress;
 use vm_device::device_manager::{IoManager, MmioManager};
-use vm_memory::GuestMemoryMmap;
 
 use crate::builder::AtStop;
 use crate::control::{Command, Control, Kickable};
 use crate::fault::{Fault, FaultReason};
+use crate::memory::GuestMemoryMmap;
 use crate::port_io;
 use crate::shutdown::{ShutdownReason, ShutdownSender};
 use crate::vcpu_report::VcpuReport;

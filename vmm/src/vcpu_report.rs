@@ -8,9 +8,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use msr_bus::VcpuId;
-use vm_memory::GuestMemoryMmap;
 
 use crate::fault::VcpuRegisters;
+use crate::memory::GuestMemoryMmap;
 
 /// What a vCPU does (Documentation/virt/kvm/api.rst, KVM_GET_MP_STATE).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,8 @@ use arbitrary::{Arbitrary, Unstructured};
 use msr_bus::Topology;
 use msr_vmm::acpi::{self, AcpiConfig, VirtioMmio};
 use msr_vmm::layout;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use msr_vmm::memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress};
 
 #[derive(Arbitrary, Debug)]
 struct Machine {
@@ -37,7 +38,7 @@ pub fn run(data: &[u8]) {
         i8042: machine.i8042,
         pci_buses: &machine.pci_buses,
     };
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
     let rsdp = match acpi::write(&memory, &config) {
         Ok(rsdp) => rsdp,
         Err(error) => return drop(error.to_string()),

@@ -4,7 +4,8 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use msr_vmm::boot::{self, BootSource};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use msr_vmm::memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::memfd::MemoryFile;
 
@@ -28,7 +29,7 @@ pub fn run(data: &[u8]) {
 
 fn load(image: &[u8], around: &Around<'_>) {
     let size = (1 << 20) + usize::from(around.pages) * (32 << 10);
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), size)]).expect("memory");
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size)]).expect("memory");
     let kernel = MemoryFile::new(image);
     let initrd = MemoryFile::new(&vec![0xa5; usize::from(around.initrd)]);
     let initrd = (around.initrd != 0).then(|| initrd.path());

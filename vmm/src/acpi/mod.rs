@@ -17,10 +17,11 @@ use acpi_tables::facs::FACS;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use msr_bus::Topology;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::devices::virtio::Slot;
 use crate::layout;
+use crate::memory::GuestMemoryMmap;
 
 const OEM_ID: [u8; 6] = *b"MSRVMM";
 const OEM_TABLE_ID: [u8; 8] = *b"MSRVMM  ";

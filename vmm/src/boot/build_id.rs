@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::ops::Range;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::elf;
 use super::unpack::Unpacker;
+use crate::memory::GuestMemoryMmap;
 
 /// `NT_GNU_BUILD_ID`, of the owner "GNU" (gABI, "Note Section"; binutils' `ld --build-id`).
 const BUILD_ID: u32 = 3;

@@ -1,9 +1,8 @@
 //! The kernel's command line: a kernel cuts off what is too long, so it is refused here instead.
 
-use vm_memory::GuestMemoryMmap;
-
 use super::kernel::Kernel;
 use crate::layout;
+use crate::memory::GuestMemoryMmap;
 
 /// What an x86 kernel takes that does not say otherwise: `COMMAND_LINE_SIZE` without the final NUL
 /// (arch/x86/include/asm/setup.h).

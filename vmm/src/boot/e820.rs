@@ -1,9 +1,10 @@
 //! The memory map that the kernel is told of.
 
 use linux_loader::loader::bootparam::boot_e820_entry;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::layout;
+use crate::memory::GuestMemoryMmap;
 
 /// What a range of physical memory is for (ACPI 6.5, table 15.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

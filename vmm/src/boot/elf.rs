@@ -6,11 +6,12 @@
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::memory::{low_end, mib};
 use super::read::read;
 use crate::layout;
+use crate::memory::GuestMemoryMmap;
 
 /// What every ELF file begins with.
 pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";

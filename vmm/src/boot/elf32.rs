@@ -3,10 +3,9 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
-use vm_memory::GuestMemoryMmap;
-
 use super::elf::{self, Elf, ElfError, Loaded, Segment, field, read_error};
 use crate::layout;
+use crate::memory::GuestMemoryMmap;
 
 /// `sizeof(Elf32_Ehdr)`.
 const HEADER_SIZE: usize = 52;

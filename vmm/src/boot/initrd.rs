@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use super::kernel::Kernel;
 use super::memory::{low_end, mib};
 use super::read::read;
+use crate::memory::GuestMemoryMmap;
 
 /// The highest address for a RAM disk's last byte that every x86-64 kernel accepts: `initrd_addr_max` of kernels that do
 /// not say otherwise.

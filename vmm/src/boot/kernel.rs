@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use linux_loader::loader::bootparam::setup_header;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use super::build_id::Notes;
 use super::bzimage::{BzImage, BzImageError};
@@ -16,6 +16,7 @@ use super::memory::low_end;
 use super::multiboot::{self, MultibootError};
 use super::read::read;
 use super::unpack::{self, UnpackError, Unpacker};
+use crate::memory::GuestMemoryMmap;
 
 /// What is wrong with a kernel image.
 #[derive(Debug, thiserror::Error)]

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use vm_memory::GuestMemoryMmap;
-
 use super::{BootError, Images};
+use crate::memory::GuestMemoryMmap;
 use crate::timing::{BootEvent, BootTiming};
 
 /// Images on their way into guest memory. Dropping it waits for the thread.

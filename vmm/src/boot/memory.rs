@@ -1,6 +1,8 @@
 //! What boot needs to know of the guest's memory.
 
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::memory::GuestMemoryMmap;
 
 /// The end of the memory that begins at address 0 and has no gap; 0 where there is none.
 pub(super) fn low_end(memory: &GuestMemoryMmap) -> u64 {

@@ -30,9 +30,10 @@ use std::path::{Path, PathBuf};
 
 use initrd::Initrd;
 use kernel::Kernel;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use crate::layout;
+use crate::memory::GuestMemoryMmap;
 
 pub use bzimage::BzImageError;
 pub use cmdline::CmdlineError;

@@ -10,12 +10,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use super::initrd::Initrd;
 use super::memory::low_end;
 use super::{BootError, e820};
 use crate::layout;
+use crate::memory::GuestMemoryMmap;
 
 /// How far into the file the header may be.
 const SEARCHED: usize = 8192;

@@ -1,9 +1,8 @@
 //! The page tables and the descriptor table that the kernel starts on and soon replaces.
 
-use vm_memory::GuestMemoryMmap;
-
 use super::BootError;
 use crate::layout;
+use crate::memory::GuestMemoryMmap;
 
 const PAGE: u64 = 0x1000;
 const LARGE_PAGE: u64 = 2 << 20;

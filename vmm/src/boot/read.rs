@@ -7,11 +7,10 @@ use std::panic;
 use std::thread;
 
 use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile, VolatileMemoryError, VolatileSlice,
-};
+use vm_memory::{Bytes, GuestAddress, ReadVolatile, VolatileMemoryError, VolatileSlice};
 
 use super::elf::io_error;
+use crate::memory::GuestMemoryMmap;
 
 /// From how many bytes on a second thread is sooner done than started: copying, and the host's zeroing of the
 /// guest's pages, take about 0.2 ms for each MiB.

@@ -1,12 +1,13 @@
 //! The zero page: what the kernel is told of the machine (Documentation/arch/x86/zero-page.rst).
 
 use linux_loader::loader::bootparam::{LOADED_HIGH, boot_params, setup_header};
-use vm_memory::{ByteValued, GuestAddress, GuestMemoryMmap};
+use vm_memory::{ByteValued, GuestAddress};
 
 use super::initrd::Initrd;
 use super::kernel::Kernel;
 use super::{BootError, cmdline, e820};
 use crate::layout;
+use crate::memory::GuestMemoryMmap;
 
 /// `type_of_loader` of a boot loader that has no number of its own.
 const LOADER_UNDEFINED: u8 = 0xff;

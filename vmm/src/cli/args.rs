@@ -331,6 +331,10 @@ pub struct RestoreArgs {
     /// Use the disks although they were written to since. The guest's file systems may be damaged.
     #[arg(long)]
     pub changed_disks: bool,
+    /// First read all of the memory and compare it with the checksums that it was saved with. Without this it is read as the
+    /// guest touches it, and damage is the guest's to find.
+    #[arg(long)]
+    pub verify: bool,
     /// Serve a control socket there.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub control: Option<PathBuf>,

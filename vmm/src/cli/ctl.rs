@@ -406,7 +406,11 @@ fn text(method: &Method, result: Value) -> Result<String, Failure> {
         Method::Snapshot(_) => {
             let result: SnapshotResult = read(result)?;
             let (mib, state) = (result.memory >> 20, state(result.state));
-            line(format_args!("saved, {mib} MiB of memory; {state}"));
+            let pause = match result.state {
+                State::Running => format!(" after a pause of {:.1} ms", result.pause * 1e3),
+                State::Paused => String::new(),
+            };
+            line(format_args!("saved, {mib} MiB of memory; {state}{pause}"));
         }
         // The state is still that of before: the guest ends a moment later.
         Method::Stop => line(format_args!("stopping")),

@@ -83,6 +83,9 @@ pub(crate) fn restore(
     models: &[DeviceModel],
 ) -> Result<(), Failure> {
     let snapshot = Snapshot::read(&args.folder).map_err(Failure::usage)?;
+    if args.verify {
+        snapshot.verify().map_err(Failure::usage)?;
+    }
     let loaded = LoadedConfig {
         config: snapshot.config().clone(),
         file: None,

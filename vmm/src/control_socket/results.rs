@@ -14,6 +14,8 @@ use crate::shutdown::ShutdownReason;
 pub struct SnapshotResult {
     /// How many bytes of the guest's memory are not in holes.
     pub memory: u64,
+    /// How long the guest had to stand still for it, in seconds. One that was paused before has stood still for longer.
+    pub pause: f64,
     /// Whether the guest executes now: if so, it may write to its disks, which are then not those of the snapshot.
     pub state: State,
 }

@@ -248,9 +248,10 @@ impl Handler for VmMethods<'_> {
                 "the sandbox lets the VMM make no files; a VM is saved that was started with --sandbox=off",
             )),
             Method::Snapshot(SnapshotParams { folder }) => {
-                let memory = self.vm.snapshot(&folder).map_err(Error::vm)?;
+                let saved = self.vm.snapshot(&folder).map_err(Error::vm)?;
                 json(&SnapshotResult {
-                    memory,
+                    memory: saved.memory,
+                    pause: saved.pause.as_secs_f64(),
                     state: self.state(),
                 })
             }

@@ -6,7 +6,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::error::SnapshotError;
-use super::file::{Body, FORMAT, Header, MEMORY, STATE, VERSION};
+use super::file::{Body, CHECKSUMS, FORMAT, Header, MEMORY, STATE, VERSION};
+use super::memory::Image;
 
 /// A folder that becomes a snapshot, or goes.
 pub(super) struct Draft {
@@ -41,25 +42,20 @@ impl Draft {
         options.map_err(write_error(&path))
     }
 
-    /// Writes the state, and makes the draft the snapshot once all of it is on the disk.
-    pub(super) fn commit(mut self, body: &Body, memory: &File) -> Result<(), SnapshotError> {
-        let path = self.at.join(STATE);
-        let text =
-            serde_json::to_vec(body).map_err(|error| SnapshotError::Config(error.to_string()))?;
+    /// Writes the checksums and the state, and makes the draft the snapshot once all of it is on the disk.
+    pub(super) fn commit(mut self, mut body: Body, memory: Image) -> Result<(), SnapshotError> {
+        let (memory, checksums) = memory.finish();
+        body.checksums_crc32 = crc32fast::hash(&checksums);
+        self.write(CHECKSUMS, &[&checksums])?;
+        let config = |error: serde_json::Error| SnapshotError::Config(error.to_string());
+        let text = serde_json::to_vec(&body).map_err(config)?;
         let header = Header {
             format: FORMAT.to_owned(),
             version: VERSION,
             crc32: crc32fast::hash(&text),
         };
-        let header =
-            serde_json::to_string(&header).map_err(|e| SnapshotError::Config(e.to_string()))?;
-        let written = File::create_new(&path).and_then(|mut file| {
-            file.write_all(header.as_bytes())?;
-            file.write_all(b"\n")?;
-            file.write_all(&text)?;
-            file.sync_all()
-        });
-        written.map_err(write_error(&path))?;
+        let header = serde_json::to_vec(&header).map_err(config)?;
+        self.write(STATE, &[&header, b"\n", &text])?;
         memory
             .sync_all()
             .and_then(|()| File::open(&self.at)?.sync_all())
@@ -74,6 +70,15 @@ impl Draft {
         File::open(parent)
             .and_then(|parent| parent.sync_all())
             .map_err(write_error(parent))
+    }
+
+    fn write(&self, name: &str, pieces: &[&[u8]]) -> Result<(), SnapshotError> {
+        let path = self.at.join(name);
+        let written = File::create_new(&path).and_then(|mut file| {
+            pieces.iter().try_for_each(|piece| file.write_all(piece))?;
+            file.sync_all()
+        });
+        written.map_err(write_error(&path))
     }
 }
 

@@ -100,15 +100,29 @@ pub enum RestoreError {
         /// That in the file.
         expected: u32,
     },
-    /// The memory's file has another size.
-    #[error("{}: it has {found} bytes, and the guest's memory {expected}: the file is damaged", path.display())]
-    MemorySize {
+    /// The memory, or the file of its checksums, has another size.
+    #[error("{}: it has {found} bytes, and should have {expected} for the guest's memory: the file is damaged", path.display())]
+    Size {
         /// The file.
         path: PathBuf,
-        /// The file's size.
+        /// The file's size, in bytes.
         found: u64,
-        /// The memory's size.
+        /// What it should be.
         expected: u64,
+    },
+    /// The memory is not what was saved.
+    #[error(
+        "{}: {pages} pages of 4 KiB have other checksums than when they were saved, at the guest's addresses {}: the file is damaged",
+        path.display(),
+        places.join(", ")
+    )]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// How many pages are damaged.
+        pages: u64,
+        /// Where the first of them are: guest physical addresses.
+        places: Vec<String>,
     },
     /// Memory cannot be mapped.
     #[error("cannot map the snapshot's memory: {0}")]

@@ -8,7 +8,6 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use msr_bus::LiveKeys;
 use msr_kvm::state::{MsrStatePlan, TscOffsets};
 use serde::{Deserialize, Serialize};
-use vm_memory::GuestMemoryMmap;
 
 use super::disks::{self, DiskIdentity};
 use super::error::RestoreError;
@@ -17,6 +16,7 @@ use super::machine::{DeviceStates, Devices, KvmState};
 use super::memory;
 use super::vcpu::VcpuState;
 use crate::config::{Config, VmConfig};
+use crate::memory::GuestMemoryMmap;
 
 /// The version of the format that this program writes and reads.
 pub const VERSION: u64 = 1;
@@ -24,6 +24,7 @@ pub const VERSION: u64 = 1;
 pub(super) const FORMAT: &str = "msr-vmm snapshot";
 pub(super) const STATE: &str = "state";
 pub(super) const MEMORY: &str = "memory";
+pub(super) const CHECKSUMS: &str = "checksums";
 /// The most bytes that `state` can have: 128 vCPUs and full register tables need a few MiB.
 const MAX_STATE: u64 = 256 << 20;
 
@@ -50,6 +51,8 @@ pub(super) struct Body {
     pub(super) vcpus: Vec<VcpuState>,
     pub(super) tsc_offsets: TscOffsets,
     pub(super) devices: DeviceStates,
+    /// The checksum of the file of memory's checksums (CRC-32, as in gzip).
+    pub(super) checksums_crc32: u32,
 }
 
 /// A snapshot that was read and is whole.
@@ -88,6 +91,21 @@ impl Snapshot {
     /// The configuration of the VM.
     pub fn config(&self) -> &Config {
         &self.body.config
+    }
+
+    /// Reads all of the memory and compares it with the checksums that it was saved with. Restoring does not need it.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError::Memory`] tells where the memory is damaged; [`RestoreError::Size`], [`RestoreError::Checksum`] and
+    /// [`RestoreError::Read`].
+    pub fn verify(&self) -> Result<(), RestoreError> {
+        memory::verify(
+            &self.body.config.vm,
+            &self.folder.join(MEMORY),
+            &self.folder.join(CHECKSUMS),
+            self.body.checksums_crc32,
+        )
     }
 
     /// The memory, for a VM of `config`.

@@ -1,6 +1,6 @@
 //! The state around the vCPUs.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
@@ -9,7 +9,6 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VmFd};
 use msr_bus::BusState;
 use serde::{Deserialize, Serialize};
-use vm_memory::GuestMemoryMmap;
 
 use super::error::{RestoreError, SnapshotError};
 use super::host::Leaf;
@@ -19,6 +18,7 @@ use crate::devices::power::{PowerManagement, PowerState};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::{Console, ConsoleState};
 use crate::devices::virtio::{MmioDevice, VirtioState};
+use crate::memory::GuestMemoryMmap;
 
 /// What a running VM keeps in order to be saved.
 pub(crate) struct SaveContext {
@@ -30,6 +30,8 @@ pub(crate) struct SaveContext {
     pub(crate) memory: GuestMemoryMmap,
     pub(crate) rtc: Arc<Rtc>,
     pub(crate) pci: Arc<PciConfigSpace>,
+    /// Held while a snapshot is made: two would take each other's dirty pages.
+    pub(crate) saving: Mutex<()>,
 }
 
 /// The interrupt controllers, timers and clock that KVM keeps for the VM.

@@ -36,3 +36,4 @@ pub use error::{RestoreError, SnapshotError};
 pub use file::{Snapshot, VERSION};
 pub(crate) use host::leaves;
 pub(crate) use machine::{Devices, SaveContext};
+pub use save::Saved;

@@ -1,41 +1,118 @@
 //! Making a snapshot of a running VM.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use msr_bus::{LiveKeys, VcpuId};
 use msr_kvm::state::{MsrStatePlan, TscOffsets};
+use vm_memory::GuestMemoryBackend;
 
+use super::disks;
 use super::draft::{Draft, write_error};
 use super::error::SnapshotError;
 use super::file::{Body, msr_plan};
 use super::machine::{Devices, KvmState};
+use super::memory::{Contents, DirtyLog, Image, PAGE, Pages};
 use super::vcpu::VcpuState;
-use super::{disks, memory};
 use crate::config::Config;
-use crate::running::RunningVm;
+use crate::memory::GuestMemoryMmap;
+use crate::running::{RunningVm, lock};
+
+/// Less than this is not worth a dirty log: it is written in a few milliseconds.
+const SMALL: u64 = 16 << 20;
+/// How often what the guest has written meanwhile is written again before it is paused.
+const REWRITES: usize = 3;
+
+/// What a snapshot has cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// How many bytes of the guest's memory are not in holes.
+    pub memory: u64,
+    /// How long the guest had to stand still for it. One that was paused before has stood still for longer.
+    pub pause: Duration,
+}
 
 impl RunningVm {
-    /// Saves the VM in a new folder, and gives how many bytes of its memory are not zero.
+    /// Saves the VM in a new folder.
     ///
-    /// The VM stands still meanwhile, and goes on afterwards unless it was paused before. A guest that goes on writes to its
+    /// Memory is written while the guest runs, where KVM logs what it writes meanwhile. For that and for the rest of the state the VM
+    /// stands still, and goes on afterwards unless it was paused before. A guest that goes on writes to its
     /// disks, which are no longer those of the snapshot then: pause it first, and end it, to carry on from there.
     ///
     /// # Errors
     ///
     /// [`SnapshotError`]; the folder is not there then.
-    pub fn snapshot(&self, folder: &Path) -> Result<u64, SnapshotError> {
+    pub fn snapshot(&self, folder: &Path) -> Result<Saved, SnapshotError> {
+        let _one_at_a_time = lock(&self.save_context().saving);
+        let memory = &self.save_context().memory;
         let draft = Draft::new(folder)?;
-        let file = draft.memory()?;
+        let written = write_error(folder);
+        let mut image = Image::new(draft.memory()?, memory).map_err(&written)?;
+        let contents = Contents::open();
+        let log = if self.is_paused() {
+            None
+        } else {
+            self.save_beside(folder, &mut image, &contents)?
+        };
+        let begin = Instant::now();
         self.pause();
         let saved = self.save().and_then(|body| {
-            let written = memory::write(&self.save_context().memory, &file);
-            Ok((body, written.map_err(write_error(folder))?))
+            // After the vCPUs' state, asking for which may make KVM write to memory.
+            let left = match &log {
+                Some(log) => log.last()?,
+                None => in_use(memory, &contents).map_err(&written)?,
+            };
+            for (region, pages) in left.iter().enumerate() {
+                image.put_still(memory, region, pages).map_err(&written)?;
+            }
+            Ok(body)
         });
         self.resume();
-        let (body, written) = saved?;
-        draft.commit(&body, &file)?;
-        Ok(written)
+        let pause = begin.elapsed();
+        drop(log);
+        let body = saved?;
+        let memory = image.written();
+        draft.commit(body, image)?;
+        Ok(Saved { memory, pause })
+    }
+
+    /// Writes memory while the guest runs, unless there is little or KVM does not log what the guest writes. What is in the log
+    /// is to be written again.
+    fn save_beside(
+        &self,
+        folder: &Path,
+        image: &mut Image,
+        contents: &Contents,
+    ) -> Result<Option<DirtyLog<'_>>, SnapshotError> {
+        let memory = &self.save_context().memory;
+        let written = write_error(folder);
+        let bytes = |pages: &[Pages]| PAGE * pages.iter().map(Pages::count).sum::<u64>();
+        if bytes(&in_use(memory, contents).map_err(&written)?) <= SMALL {
+            return Ok(None);
+        }
+        let Some(log) = DirtyLog::begin(self) else {
+            return Ok(None);
+        };
+        // A page that comes into use after this is in the log.
+        let mut pages = in_use(memory, contents).map_err(&written)?;
+        let mut before = u64::MAX;
+        for rewrite in 0..=REWRITES {
+            if rewrite != 0 {
+                pages = log.fetch()?;
+            }
+            for (region, pages) in pages.iter().enumerate() {
+                image.put_moving(memory, region, pages).map_err(&written)?;
+            }
+            let now = bytes(&pages);
+            // Little is left, or the guest writes as fast as it is saved.
+            if now <= SMALL || now > before / 2 {
+                break;
+            }
+            before = now;
+        }
+        Ok(Some(log))
     }
 
     fn save(&self) -> Result<Body, SnapshotError> {
@@ -60,6 +137,8 @@ impl RunningVm {
             tsc_offsets: self.tsc_offsets()?,
             live: self.msr_plan().live.iter().map(LiveKeys::changes).collect(),
             devices: self.devices().save(),
+            // Of what is not written yet.
+            checksums_crc32: 0,
         })
     }
 
@@ -106,4 +185,9 @@ impl RunningVm {
             bus: self.msr_bus(),
         }
     }
+}
+
+/// The pages of each region that may be other than zero now.
+fn in_use(memory: &GuestMemoryMmap, contents: &Contents) -> io::Result<Vec<Pages>> {
+    memory.iter().map(|region| contents.of(region)).collect()
 }

@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use msr_vmm::devices::virtio::{MmioDevice, Slot, VirtioDevice};
+use msr_vmm::memory::GuestMemoryMmap;
 use virtio_bindings::virtio_mmio::*;
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Where things are in the guest's memory.
 pub(crate) mod layout {

@@ -7,7 +7,8 @@ use kvm_ioctls::{Kvm, VcpuExit};
 use libtest_mimic::Failed;
 use msr_vmm::devices::virtio::entropy::Entropy;
 use msr_vmm::devices::virtio::{MmioDevice, Slot};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use msr_vmm::memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// Real-mode code: kicks queue 0, then queue 1, which there is not, then says so at a port.
 const KICKS: [u8; 27] = [
@@ -22,7 +23,7 @@ const KICKS: [u8; 27] = [
 pub(super) fn a_kick_does_not_leave_the_kernel() -> Result<(), Failed> {
     const CODE: u64 = 0x1000;
     let vm = Kvm::new()?.create_vm()?;
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1_0000)])?;
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)])?;
     memory.write_slice(&KICKS, GuestAddress(CODE))?;
     let region = kvm_userspace_memory_region {
         memory_size: 0x1_0000,

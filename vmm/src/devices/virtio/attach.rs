@@ -2,11 +2,11 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
-use vm_memory::GuestMemoryMmap;
 
 use super::device::VirtioDevice;
 use super::mmio::MmioDevice;
 use super::slot::Slot;
+use crate::memory::GuestMemoryMmap;
 use crate::sandbox::ThreadFilters;
 
 /// Why a device cannot be put into a slot.

@@ -4,7 +4,9 @@ use std::ops::Deref;
 use libc::iovec;
 use virtio_queue::DescriptorChain;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
+
+use crate::memory::GuestMemoryMmap;
 
 /// What is wrong with a descriptor chain or with the memory it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

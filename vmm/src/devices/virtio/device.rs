@@ -3,7 +3,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtio_queue::DescriptorChain;
-use vm_memory::GuestMemoryMmap;
+
+use crate::memory::GuestMemoryMmap;
 
 /// A virtio device as its driver finds it, apart from the transport that carries it.
 pub trait VirtioDevice: Send {

@@ -4,10 +4,11 @@ use std::sync::atomic::AtomicBool;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestMemoryMmap, Permissions};
+use vm_memory::Permissions;
 
 use super::buffers::{ChainError, Piece, Request};
 use super::device::{DriverLog, QueueHandler, Served, VirtioDevice};
+use crate::memory::GuestMemoryMmap;
 
 /// The size of the device's one queue.
 const QUEUE_SIZE: u16 = 64;

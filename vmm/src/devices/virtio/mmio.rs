@@ -15,7 +15,6 @@ use virtio_bindings::virtio_mmio::{
 };
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::attach::AttachError;
@@ -25,6 +24,7 @@ use super::slot::Slot;
 use super::state::VirtioState;
 use super::transport::{Area, Half, Transport};
 use super::worker::Worker;
+use crate::memory::GuestMemoryMmap;
 use crate::sandbox::{Role, ThreadFilters};
 
 /// "virt", little-endian.

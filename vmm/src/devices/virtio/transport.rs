@@ -9,12 +9,13 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Error as QueueError, Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{DriverLog, QueueHandler, VirtioDevice};
 use super::notifier::Notifier;
 use super::worker::{Service, Worker};
+use crate::memory::GuestMemoryMmap;
 
 /// The features that the transport offers for every device.
 const TRANSPORT_FEATURES: u64 =

@@ -8,12 +8,12 @@ use std::thread::JoinHandle;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{DriverLog, QueueHandler, Served};
 use super::notifier::Notifier;
+use crate::memory::GuestMemoryMmap;
 use crate::sandbox::{Role, ThreadFilters};
 
 /// A device's thread, which lives as long as the device does: a vCPU thread, whose registers start and stop the work,

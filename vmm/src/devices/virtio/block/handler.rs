@@ -9,13 +9,14 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_queue::DescriptorChain;
-use vm_memory::{Address, Bytes, GuestMemoryMmap, Permissions};
+use vm_memory::{Address, Bytes, Permissions};
 
 use super::flusher::FlushError;
 use super::image::Image;
 use super::{MAX_RANGE_SECTORS, MAX_RANGES, SECTOR_SIZE, SEG_MAX, SERIAL_LEN};
 use crate::devices::virtio::buffers::{ChainError, Request};
 use crate::devices::virtio::device::{DriverLog, QueueHandler, Served};
+use crate::memory::GuestMemoryMmap;
 
 /// `struct virtio_blk_req` before its data (section 5.2.6): type, reserved, sector.
 const HEADER_LEN: usize = 16;

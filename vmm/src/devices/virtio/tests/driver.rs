@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use virtio_bindings::virtio_mmio::*;
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::tempfile::TempFile;
 
 use crate::devices::virtio::block::{Block, DiskConfig};
 use crate::devices::virtio::{MmioDevice, Slot, VirtioDevice};
+use crate::memory::GuestMemoryMmap;
 
 pub(super) const ACKNOWLEDGE: u32 = 1;
 pub(super) const DRIVER: u32 = 2;

@@ -6,12 +6,12 @@ use std::sync::{Arc, mpsc};
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_mmio::*;
 use virtio_queue::DescriptorChain;
-use vm_memory::GuestMemoryMmap;
 
 use super::driver::*;
 use crate::devices::virtio::block::{Block, DiskConfig};
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::{DriverLog, QueueHandler, Served, VirtioDevice};
+use crate::memory::GuestMemoryMmap;
 
 const LEN: u64 = 1 << 20;
 

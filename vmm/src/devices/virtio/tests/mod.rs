@@ -9,3 +9,4 @@ mod life_cycle;
 mod log;
 mod saved;
 mod transport;
+mod written;
