@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
 use super::error::SnapshotError;
@@ -46,7 +46,7 @@ impl Draft {
     pub(super) fn commit(mut self, mut body: Body, memory: Image) -> Result<(), SnapshotError> {
         let (memory, checksums) = memory.finish();
         body.checksums_crc32 = crc32fast::hash(&checksums);
-        self.write(CHECKSUMS, &[&checksums])?;
+        self.write_sparse(CHECKSUMS, &checksums)?;
         let config = |error: serde_json::Error| SnapshotError::Config(error.to_string());
         let text = serde_json::to_vec(&body).map_err(config)?;
         let header = Header {
@@ -70,6 +70,22 @@ impl Draft {
         File::open(parent)
             .and_then(|parent| parent.sync_all())
             .map_err(write_error(parent))
+    }
+
+    /// Leaves holes where there are zeros, as memory has them.
+    fn write_sparse(&self, name: &str, bytes: &[u8]) -> Result<(), SnapshotError> {
+        const BLOCK: usize = 4096;
+        let path = self.at.join(name);
+        let written = File::create_new(&path).and_then(|file| {
+            file.set_len(bytes.len() as u64)?;
+            for (number, block) in bytes.chunks(BLOCK).enumerate() {
+                if *block != [0; BLOCK][..block.len()] {
+                    file.write_all_at(block, (number * BLOCK) as u64)?;
+                }
+            }
+            file.sync_all()
+        });
+        written.map_err(write_error(&path))
     }
 
     fn write(&self, name: &str, pieces: &[&[u8]]) -> Result<(), SnapshotError> {

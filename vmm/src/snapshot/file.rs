@@ -168,7 +168,10 @@ impl Snapshot {
                 device.set(changes)?;
             }
         }
-        let plan = msr_plan(kvm, &fds[0], devices.bus)?;
+        let msrs = self.body.vcpus.iter().map(|vcpu| &vcpu.msrs);
+        let plan = MsrStatePlan::for_restoring(kvm, &fds[0], msrs, |index| {
+            is_answered_by(devices.bus, index)
+        })?;
         // All of them, before one is changed.
         for (vcpu, state) in self.body.vcpus.iter().enumerate() {
             plan.check(&state.msrs)
@@ -190,10 +193,13 @@ pub(super) fn msr_plan(
     vcpu: &VcpuFd,
     bus: &msr_bus::MsrBus,
 ) -> Result<MsrStatePlan, msr_kvm::state::PlanStateError> {
-    MsrStatePlan::new(kvm, vcpu, |index| {
-        bus.device(index)
-            .is_some_and(|device| !device.leaves_to_kvm(index))
-    })
+    MsrStatePlan::new(kvm, vcpu, |index| is_answered_by(bus, index))
+}
+
+/// Whether a device of the bus keeps an MSR.
+fn is_answered_by(bus: &msr_bus::MsrBus, index: u32) -> bool {
+    bus.device(index)
+        .is_some_and(|device| !device.leaves_to_kvm(index))
 }
 
 /// The file at `path`, which must be one and no larger than a state can be.

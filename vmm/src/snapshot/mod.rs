@@ -1,14 +1,14 @@
 //! Snapshots: a VM stopped at a moment, in a folder, to be carried on by any process that gets the folder.
 //!
-//! A snapshot is a folder with two files. `state` has a line of JSON that says what it is, which version of the format and
+//! A snapshot is a folder with three files. `state` has a line of JSON that says what it is, which version of the format and
 //! the checksum of the rest, and then JSON: the VM's configuration, its CPUID, vCPUs, interrupt controllers, devices, and
-//! the identity of its disks. `memory` is the guest's memory, region after region, with holes where it is zero.
-//! `docs/snapshots.md` describes the format.
+//! the identity of its disks. `memory` is the guest's memory, region after region, with holes where it is zero, and
+//! `checksums` has the checksums of its pages. `docs/snapshots.md` describes the format.
 //!
-//! **Saving** ([`RunningVm::snapshot`](crate::RunningVm::snapshot)) pauses the VM, so that every vCPU has completed its last
-//! exit and every virtio device has put back what it had begun. Each vCPU's thread saves its own vCPU. Both files are
-//! written to a folder beside the one asked for, reach the disk, and are renamed: a crash leaves no snapshot, and never
-//! half of one.
+//! **Saving** ([`RunningVm::snapshot`](crate::RunningVm::snapshot)) writes memory while the guest runs, and then pauses the VM, so
+//! that every vCPU has completed its last exit and every virtio device has put back what it had begun. What was written to
+//! memory meanwhile is written again, and each vCPU's thread saves its own vCPU. The files are written to a folder beside the one
+//! asked for, reach the disk, and are renamed: a crash leaves no snapshot, and never half of one.
 //!
 //! **Restoring** ([`VmBuilder::restore`](crate::VmBuilder::restore)) reads the state, checks all of it that can be checked, builds the VM of
 //! its configuration without loading a kernel, and gives each part its state. What another host lacks (a CPUID bit, an
@@ -18,7 +18,7 @@
 //! A snapshot is input like any other: nothing in it is believed unchecked but the contents of memory, which are the guest's.
 //! Its author decides what the guest does, as the author of a kernel would, and no more than that.
 //!
-//! What is not here: the state of nested virtualization, dirty logging, and a generation identifier for clones (VMGenID):
+//! What is not here: the state of nested virtualization, and a generation identifier for clones (VMGenID):
 //! random numbers in VMs from one snapshot begin alike until the guest mixes in its own. Time stands still between saving
 //! and restoring: the guest's clocks go on where they were.
 

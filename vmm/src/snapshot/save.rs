@@ -30,6 +30,8 @@ const REWRITES: usize = 3;
 pub struct Saved {
     /// How many bytes of the guest's memory are not in holes.
     pub memory: u64,
+    /// How many of them were written while the guest stood still.
+    pub in_pause: u64,
     /// How long the guest had to stand still for it. One that was paused before has stood still for longer.
     pub pause: Duration,
 }
@@ -56,9 +58,11 @@ impl RunningVm {
         } else {
             self.save_beside(folder, &mut image, &contents)?
         };
+        // Asking for every MSR that there may be takes longer than reading those that there are.
+        let plan = self.plan_msrs()?;
         let begin = Instant::now();
         self.pause();
-        let saved = self.save().and_then(|body| {
+        let saved = self.save(plan).and_then(|body| {
             // After the vCPUs' state, asking for which may make KVM write to memory.
             let left = match &log {
                 Some(log) => log.last()?,
@@ -67,15 +71,20 @@ impl RunningVm {
             for (region, pages) in left.iter().enumerate() {
                 image.put_still(memory, region, pages).map_err(&written)?;
             }
-            Ok(body)
+            Ok((body, bytes(&left)))
         });
         self.resume();
         let pause = begin.elapsed();
         drop(log);
-        let body = saved?;
+        let (body, in_pause) = saved?;
         let memory = image.written();
         draft.commit(body, image)?;
-        Ok(Saved { memory, pause })
+        Ok(Saved {
+            memory,
+            // Pages of zeros are looked at, and not written.
+            in_pause: in_pause.min(memory),
+            pause,
+        })
     }
 
     /// Writes memory while the guest runs, unless there is little or KVM does not log what the guest writes. What is in the log
@@ -88,7 +97,6 @@ impl RunningVm {
     ) -> Result<Option<DirtyLog<'_>>, SnapshotError> {
         let memory = &self.save_context().memory;
         let written = write_error(folder);
-        let bytes = |pages: &[Pages]| PAGE * pages.iter().map(Pages::count).sum::<u64>();
         if bytes(&in_use(memory, contents).map_err(&written)?) <= SMALL {
             return Ok(None);
         }
@@ -115,10 +123,9 @@ impl RunningVm {
         Ok(Some(log))
     }
 
-    fn save(&self) -> Result<Body, SnapshotError> {
+    fn save(&self, plan: Arc<MsrStatePlan>) -> Result<Body, SnapshotError> {
         let save_context = self.save_context();
         let config = self.current_config().ok_or(SnapshotError::Filter)?;
-        let plan = self.plan_msrs()?;
         // The first vCPU last: the others go on by its TSC, which is then ahead of theirs.
         let mut vcpus = Vec::new();
         for id in (0..self.vcpus()).rev() {
@@ -190,4 +197,8 @@ impl RunningVm {
 /// The pages of each region that may be other than zero now.
 fn in_use(memory: &GuestMemoryMmap, contents: &Contents) -> io::Result<Vec<Pages>> {
     memory.iter().map(|region| contents.of(region)).collect()
+}
+
+fn bytes(pages: &[Pages]) -> u64 {
+    PAGE * pages.iter().map(Pages::count).sum::<u64>()
 }

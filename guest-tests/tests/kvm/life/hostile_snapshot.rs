@@ -101,7 +101,7 @@ impl Saved {
             }
         }
         names.sort();
-        if names == ["disk", "kernel", "memory", "snapshot", "state"] {
+        if names == ["checksums", "disk", "kernel", "memory", "snapshot", "state"] {
             Ok(())
         } else {
             Err(format!("{names:?}").into())
@@ -193,7 +193,11 @@ fn what_contradicts_itself_or_the_host_is_refused_and_named() -> Result<(), Fail
         ("/disks/0/size", json!(512), "its size has become 65536"),
         ("/disks/0/modified", json!([1, 2]), "it was written to"),
         ("/config/vm/cpus", json!(3), "its configuration 3"),
-        ("/config/vm/memory", json!("64M"), "guest's memory 67108864"),
+        (
+            "/config/vm/memory",
+            json!("64M"),
+            "should have 67108864 for the guest's memory",
+        ),
         ("/config/vm/memory", json!("1000000T"), "memory"),
         ("/config/msr/device/0/type", json!("sratch"), "`sratch`"),
         ("/live", json!([]), "it has keys of 0 MSR devices"),

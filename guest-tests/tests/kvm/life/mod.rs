@@ -19,6 +19,7 @@ mod ports;
 mod power_button;
 mod snapshot;
 mod snapshot_boot;
+mod snapshot_memory;
 mod soak;
 mod terminal;
 
@@ -40,6 +41,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         power_button::trials(),
         snapshot::trials(),
         snapshot_boot::trials(),
+        snapshot_memory::trials(),
         soak::trials(),
         terminal::trials(),
     ]

@@ -220,6 +220,20 @@ fn what_is_kept_elsewhere_is_left_out() -> Outcome {
         .filter(|i| *i != PAT)
         .collect();
     assert_eq!(partial.indices(), rest);
+    // For restoring, those of the state that may be planned.
+    let restoring =
+        |state: &MsrState| MsrStatePlan::for_restoring(&kvm, &vm.vcpus[0].fd, [state], |_| false);
+    let state = whole.save(&vm.vcpus[0].fd)?;
+    assert_eq!(restoring(&state)?, whole);
+    let mut state = partial.save(&vm.vcpus[0].fd)?;
+    assert_eq!(restoring(&state)?, partial);
+    // What there is not is refused by that plan as by the whole.
+    let index = 0x4b56_4dfe;
+    state.msrs.push(SavedMsr { index, value: 1 });
+    assert!(matches!(
+        restoring(&state)?.check(&state),
+        Err(RestoreMsrsError::Unplanned(indices)) if indices == [0x4b56_4dfe]
+    ));
     // A state of the whole does not fit the part, and the other way around the rest stays.
     let state = whole.save(&vm.vcpus[0].fd)?;
     assert!(matches!(
