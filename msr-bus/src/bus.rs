@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::lookup::{Lookup, Owner};
 use crate::state::NamedState;
 use crate::{
-    Access, AnsweredBy, BusState, DeviceState, Fallback, GeneralProtection, MsrAccess, MsrDevice,
-    MsrEvent, MsrObserver, MsrRange, RestoreError,
+    Access, AnsweredBy, BusState, DeviceState, Fallback, FaultConfig, FaultError, FaultKind,
+    Faults, GeneralProtection, MsrAccess, MsrDevice, MsrEvent, MsrObserver, MsrRange, RestoreError,
 };
 
 /// Devices by the MSR indices they claim. Built once, then immutable and shared by all vCPU threads:
@@ -19,6 +19,8 @@ pub struct MsrBus {
     lookup: Lookup,
     fallback: Fallback,
     observers: Box<[Arc<dyn MsrObserver>]>,
+    /// There only where something is to go wrong.
+    faults: Option<Box<Faults>>,
 }
 
 /// Why devices cannot share a bus.
@@ -51,6 +53,14 @@ pub enum BuildError {
     /// There are more devices than the bus can tell apart.
     #[error("{0} devices are too many, a bus takes at most 65535")]
     TooMany(usize),
+    /// A rule for faults cannot be carried out.
+    #[error("fault {number}: {source}")]
+    Fault {
+        /// The rule's place, from 1.
+        number: usize,
+        /// What is wrong with it.
+        source: FaultError,
+    },
 }
 
 /// Collects what a bus is made of.
@@ -59,6 +69,8 @@ pub struct BusBuilder {
     devices: Vec<Arc<dyn MsrDevice>>,
     fallback: Fallback,
     observers: Vec<Arc<dyn MsrObserver>>,
+    faults: Vec<FaultConfig>,
+    vcpus: u32,
 }
 
 impl BusBuilder {
@@ -80,6 +92,13 @@ impl BusBuilder {
     #[must_use]
     pub fn observer(mut self, observer: Arc<dyn MsrObserver>) -> Self {
         self.observers.push(observer);
+        self
+    }
+
+    /// Has accesses go wrong on purpose, in a guest of at most so many vCPUs.
+    #[must_use]
+    pub fn faults(mut self, rules: Vec<FaultConfig>, vcpus: u32) -> Self {
+        (self.faults, self.vcpus) = (rules, vcpus);
         self
     }
 
@@ -123,13 +142,33 @@ impl BusBuilder {
                 });
             }
         }
+        let ranges: Vec<MsrRange> = claims.iter().map(|(range, _)| *range).collect();
+        let faults = faults(&self.faults, self.vcpus, &ranges)?;
         Ok(MsrBus {
+            faults,
             lookup: Lookup::new(&claims),
             devices: self.devices.into_boxed_slice(),
             claims: claims.into_boxed_slice(),
             fallback: self.fallback,
             observers: self.observers.into_boxed_slice(),
         })
+    }
+}
+
+/// The faults of these rules, if there are any, on MSRs that are claimed.
+fn faults(
+    rules: &[FaultConfig],
+    vcpus: u32,
+    claims: &[MsrRange],
+) -> Result<Option<Box<Faults>>, BuildError> {
+    let wrong = |(number, source)| BuildError::Fault {
+        number: number + 1,
+        source,
+    };
+    let faults = Faults::new(rules, vcpus).map_err(wrong)?;
+    match faults.unclaimed(claims) {
+        Some((number, range)) => Err(wrong((number, FaultError::Unclaimed(range)))),
+        None => Ok((!rules.is_empty()).then(|| Box::new(faults))),
     }
 }
 
@@ -166,11 +205,15 @@ impl MsrBus {
     #[inline]
     pub fn read(&self, access: &MsrAccess<'_>) -> Result<u64, GeneralProtection> {
         let device = self.device(access.index);
-        let outcome = match device {
+        let answer = || match device {
             Some(device) => device.read(access),
             None => self.fallback.read(access.reason),
         };
-        self.observe(access, Access::READ, 0, outcome, device);
+        let (outcome, injected) = match &self.faults {
+            None => (answer(), None),
+            Some(faults) => faults.read(access, answer),
+        };
+        self.observe(access, (Access::READ, 0), outcome, device, injected);
         outcome
     }
 
@@ -182,17 +225,16 @@ impl MsrBus {
     #[inline]
     pub fn write(&self, access: &MsrAccess<'_>, value: u64) -> Result<(), GeneralProtection> {
         let device = self.device(access.index);
-        let outcome = match device {
+        let answer = |value| match device {
             Some(device) => device.write(access, value),
             None => self.fallback.read(access.reason).map(drop),
         };
-        self.observe(
-            access,
-            Access::WRITE,
-            value,
-            outcome.map(|()| value),
-            device,
-        );
+        let (outcome, injected) = match &self.faults {
+            None => (answer(value), None),
+            Some(faults) => faults.write(access, value, answer),
+        };
+        let given = outcome.map(|()| value);
+        self.observe(access, (Access::WRITE, value), given, device, injected);
         outcome
     }
 
@@ -216,6 +258,11 @@ impl MsrBus {
         self.fallback
     }
 
+    /// What goes wrong on purpose, if anything does.
+    pub fn faults(&self) -> Option<&Faults> {
+        self.faults.as_deref()
+    }
+
     /// The state of every device that keeps any. No vCPU may run meanwhile.
     pub fn save(&self) -> BusState {
         let devices = self
@@ -231,6 +278,7 @@ impl MsrBus {
         BusState {
             version: BusState::VERSION,
             devices,
+            faults: self.faults().map_or(Vec::new(), Faults::save),
         }
     }
 
@@ -261,6 +309,15 @@ impl MsrBus {
         if let Some(unclaimed) = saved.into_keys().min() {
             return Err(RestoreError::Unclaimed(unclaimed.to_owned()));
         }
+        match &self.faults {
+            Some(faults) => faults.restore(&state.faults)?,
+            None if state.faults.is_empty() => {}
+            None => {
+                return Err(RestoreError::Mismatch(
+                    "it counts for fault rules, and there are none".into(),
+                ));
+            }
+        }
         for (device, state) in restores {
             device
                 .restore(state)
@@ -276,10 +333,10 @@ impl MsrBus {
     fn observe(
         &self,
         access: &MsrAccess<'_>,
-        kind: Access,
-        written: u64,
+        (kind, written): (Access, u64),
         outcome: Result<u64, GeneralProtection>,
         device: Option<&dyn MsrDevice>,
+        injected: Option<FaultKind>,
     ) {
         for observer in &self.observers {
             let answered_by = device.map_or(AnsweredBy::Fallback, AnsweredBy::Device);
@@ -289,6 +346,7 @@ impl MsrBus {
                 written,
                 outcome,
                 answered_by,
+                injected,
             });
         }
     }

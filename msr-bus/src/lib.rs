@@ -44,6 +44,7 @@ pub mod devices;
 #[cfg(feature = "config")]
 mod document;
 mod fallback;
+mod faults;
 mod filter;
 mod interrupts;
 #[cfg(feature = "config")]
@@ -75,6 +76,7 @@ pub use device::MsrDevice;
 #[cfg(feature = "config")]
 pub use document::{Document, DocumentError, Location};
 pub use fallback::{Fallback, Unclaimed};
+pub use faults::{FaultConfig, FaultError, FaultKind, Faults};
 pub use filter::Contradiction;
 pub use interrupts::InterruptRequests;
 #[cfg(feature = "config")]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Access, GeneralProtection, MsrAccess, MsrDevice};
+use crate::{Access, FaultKind, GeneralProtection, MsrAccess, MsrDevice};
 
 /// Who answered an access.
 #[derive(Clone, Copy)]
@@ -35,6 +35,8 @@ pub struct MsrEvent<'a> {
     pub outcome: Result<u64, GeneralProtection>,
     /// Who answered.
     pub answered_by: AnsweredBy<'a>,
+    /// What went wrong with it on purpose ([`Faults`](crate::Faults)).
+    pub injected: Option<FaultKind>,
 }
 
 /// Sees every access on a bus, once, after it was answered and before the guest goes on.

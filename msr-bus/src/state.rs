@@ -3,6 +3,8 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::faults::FaultState;
+
 /// The state of one device: its own data under a version of its own.
 ///
 /// In a format without types of its own, such as postcard or bitcode, the data is JSON text, whose depth its parser bounds.
@@ -107,6 +109,9 @@ impl<'de> Deserialize<'de> for DeviceState {
 pub struct BusState {
     pub(crate) version: u32,
     pub(crate) devices: Vec<NamedState>,
+    /// What fault rules have counted.
+    #[serde(default)]
+    pub(crate) faults: Vec<FaultState>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

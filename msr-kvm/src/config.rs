@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use msr_bus::devices::table::{MAX_REGISTERS, Table};
 use msr_bus::{
-    ConfigError, DeviceConfig, DeviceModel, ExitReason, Fallback, Model, MsrRange, Unclaimed,
+    ConfigError, DeviceConfig, DeviceModel, ExitReason, Fallback, FaultConfig, Model, MsrRange,
+    Unclaimed,
 };
 use msr_filter::{FilterConfig, Verdict};
 use schemars::JsonSchema;
@@ -37,6 +38,9 @@ pub struct MsrConfig {
     /// What MSRs that KVM keeps hold when a vCPU starts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub initial: Vec<InitialMsr>,
+    /// Accesses that go wrong on purpose, `[[msr.fault]]`.
+    #[serde(rename = "fault", skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultConfig>,
     /// The MSR devices, which answer in userspace. What they claim is denied in the kernel, so that KVM asks them.
     #[serde(rename = "device", skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceConfig>,
@@ -53,6 +57,7 @@ impl Default for MsrConfig {
             filter: no_rules(),
             layers: Vec::new(),
             initial: Vec::new(),
+            faults: Vec::new(),
             devices: Vec::new(),
         }
     }
@@ -145,7 +150,8 @@ impl MsrPlanBuilder {
         Ok(self
             .exits(&config.exits)
             .fallback(config.unclaimed)
-            .initial(config.initial.clone()))
+            .initial(config.initial.clone())
+            .faults(config.faults.clone()))
     }
 }
 

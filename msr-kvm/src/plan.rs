@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use msr_bus::{
     BuildError, BusBuilder, Contradiction, CpuClock, CpuIdentity, DeviceContext, ExitReason,
-    Fallback, InterruptRequests, MsrBus, MsrDevice, MsrObserver, MsrRange, Topology,
+    Fallback, FaultConfig, InterruptRequests, MsrBus, MsrDevice, MsrObserver, MsrRange, Topology,
 };
 use msr_filter::{Access, CompileError, FilterSpec, MsrFilter, Rule, Verdict};
 
@@ -253,6 +253,13 @@ impl MsrPlanBuilder {
     #[must_use]
     pub fn fallback(mut self, fallback: Fallback) -> Self {
         self.bus = self.bus.fallback(fallback);
+        self
+    }
+
+    /// Has accesses go wrong on purpose.
+    #[must_use]
+    pub fn faults(mut self, rules: Vec<FaultConfig>) -> Self {
+        self.bus = self.bus.faults(rules, self.context.topology.vcpus());
         self
     }
 

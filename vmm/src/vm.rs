@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
+use msr_bus::BuildError;
 
 use crate::acpi::AcpiError;
 use crate::boot::registers::RegistersError;
@@ -111,6 +112,10 @@ fn plan_key(error: &PlanError) -> Option<String> {
         }
         PlanError::NoFilterExit(_) => Some("msr.exits".into()),
         PlanError::Profile(_) => Some("msr.profile".into()),
+        PlanError::Bus(BuildError::Fault { number, source }) => {
+            let (number, key) = (number - 1, source.key());
+            Some(format!("msr.fault[{number}].{key}"))
+        }
         PlanError::Bus(_) => Some("msr.device".into()),
         PlanError::TooManyRanges { .. } | PlanError::Compile(_) => Some("msr.filter".into()),
         _ => None,
@@ -173,6 +178,7 @@ impl VmError {
 /// Where a configuration file says what is wrong in the MSR part.
 fn place(error: &PlanError) -> &'static str {
     match error {
+        PlanError::Bus(BuildError::Fault { .. }) => "[[msr.fault]]: ",
         PlanError::Device { .. } | PlanError::Bus(_) => "[[msr.device]]: ",
         PlanError::Contradiction(_) => "[[msr.filter.rule]]: ",
         PlanError::InitialClaimed { .. } | PlanError::InitialTwice { .. } => "[[msr.initial]]: ",

@@ -2,6 +2,7 @@ use super::*;
 
 fn state() -> BusState {
     BusState {
+        faults: Vec::new(),
         version: BusState::VERSION,
         devices: vec![NamedState {
             device: "scratch".into(),

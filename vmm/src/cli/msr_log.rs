@@ -31,7 +31,10 @@ fn line(event: &MsrEvent<'_>) -> String {
         AnsweredBy::Fallback => "unclaimed",
     };
     let (vcpu, reason) = (event.access.cpu.id(), event.access.reason);
-    format!("{vcpu}: {what} ({by}; {reason})")
+    let injected = event
+        .injected
+        .map_or(String::new(), |kind| format!("; fault injected: {kind}"));
+    format!("{vcpu}: {what} ({by}; {reason}{injected})")
 }
 
 #[cfg(test)]
@@ -54,6 +57,7 @@ mod tests {
             written: if kind == Access::WRITE { 5 } else { 0 },
             outcome,
             answered_by: AnsweredBy::Fallback,
+            injected: None,
         };
         assert_eq!(
             line(&event(Access::READ, Ok(0x1f))),

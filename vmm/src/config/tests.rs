@@ -96,6 +96,7 @@ fn every_key_of_the_reference_has_a_kind_and_a_meaning() {
         "[[cpu.pci.register]]",
         "[msr]",
         "[[msr.device]]",
+        "[[msr.fault]]",
         "[msr.filter]",
         "[[msr.filter.rule]]",
         "[[msr.initial]]",

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 ///
 /// The model's filter becomes a layer of its own, called `name`, so that the configuration's rules can narrow it and not
 /// widen it. Else a key of the configuration wins over the model's, and tables are laid over each other key by key. Lists
-/// are joined: layers with the configuration's first, devices and features with the model's first, and so are bits of CPUID leaves and PCI functions; initial values, of which the configuration's replaces the model's for the
+/// are joined: layers with the configuration's first, devices and features with the model's first, and so are bits of CPUID leaves, PCI functions and faults; initial values, of which the configuration's replaces the model's for the
 /// same MSR. A device of the same name and type as one of the model's (the name is the type unless given) is
 /// that device, with the configuration's keys laid over the model's. Where the configuration asks for KVM's performance counters
 /// (`cpu.pmu = true`), the model's device called `pmu`, which stands in for them, is left out.
@@ -59,7 +59,7 @@ fn overlay_table(path: &str, over: Table, mut under: Table) -> Table {
                 Value::Array(overlay_initial(values, below))
             }
             (
-                "cpu.hide" | "cpu.show" | "cpu.leaf" | "cpu.pci",
+                "cpu.hide" | "cpu.show" | "cpu.leaf" | "cpu.pci" | "msr.fault",
                 Some(Value::Array(mut below)),
                 Value::Array(features),
             ) => {
