@@ -184,6 +184,7 @@ fn write(path: &Path, records: u64) -> Result<(), Box<dyn Error>> {
             value: 0x1000_0000 + n / 61,
             rip: Some(0xffff_ffff_8100_0000 + n % 61 * 64),
             fault: false,
+            injected: false,
             answerer: Answerer::Device(Reason::Filter),
         })?;
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use msr_bus::testing::context;
 use msr_bus::{
     BusBuilder, BusState, CpuVendor, DeviceConfig, DeviceModel, DeviceState, ExitReason, Fallback,
-    MsrBus, MsrDevice, Scope, Topology, U64, Unclaimed, VcpuId,
+    FaultConfig, MsrBus, MsrDevice, Scope, Topology, U64, Unclaimed, VcpuId,
 };
 use msr_filter::{
     Access, FilterConfig, FilterSpec, MsrFilter, MsrRange, Rule, RuleConfig, Verdict,
@@ -163,8 +163,14 @@ fn built() -> Vec<Arc<dyn MsrDevice>> {
     built.collect()
 }
 
+fn fault() -> FaultConfig {
+    let text = "msrs = [0x10, '0x600-0x60f']\naccess = 'r'\nkind = 'flip'\nprobability = 0.25\nbits = '0x8000000000000001'\nvcpus = [1]";
+    toml::from_str(text).unwrap()
+}
+
 fn msrs() -> MsrConfig {
     MsrConfig {
+        faults: vec![fault()],
         exits: vec![ExitReason::Unknown],
         unclaimed: Fallback {
             filter: Unclaimed::Ignore,

@@ -70,6 +70,7 @@ fn write(path: &Path) -> Result<(), Failed> {
             },
             rip: (n % 11 != 0).then_some(0xffff_ffff_8100_0000 + 0x100 * (n % 3) + 4),
             fault: n % 13 == 0,
+            injected: false,
             answerer,
         })?;
     }

@@ -35,6 +35,7 @@ fn record(n: u64) -> Record {
         value: 0x1000_0000 + n / 61,
         rip: Some(0xffff_ffff_8100_0000 + (n % 61) * 64),
         fault: false,
+        injected: false,
         answerer: Answerer::Device(Reason::Filter),
     }
 }

@@ -21,6 +21,7 @@
 //!     value: 0x1800,
 //!     rip: None,
 //!     fault: false,
+//!     injected: false,
 //!     answerer: Answerer::Device(Reason::Filter),
 //! };
 //! writer.record(&record)?;

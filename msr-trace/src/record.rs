@@ -85,6 +85,8 @@ pub struct Record {
     pub rip: Option<u64>,
     /// Whether the guest got #GP.
     pub fault: bool,
+    /// Whether the access went wrong on purpose: the VMM injected a fault.
+    pub injected: bool,
     /// Who answered.
     pub answerer: Answerer,
 }

@@ -40,6 +40,8 @@ pub struct Row<'a> {
     pub reason: Option<Reason>,
     /// Whether the guest got #GP.
     pub fault: bool,
+    /// Whether the access went wrong on purpose.
+    pub injected: bool,
     /// Who answered: a device's name, `kernel` or `unclaimed`.
     pub answerer: &'a str,
     /// The rule that decided who is asked.
@@ -151,6 +153,7 @@ impl<'a> RowMaker<'a> {
             caller,
             reason: record.answerer.reason(),
             fault: record.fault,
+            injected: record.injected,
             answerer: header.answerer(record),
             rule: known.rule,
         }
@@ -184,6 +187,9 @@ impl fmt::Display for Row<'_> {
             (true, None) => f.write_str("#GP")?,
             (false, value) => write!(f, "{:#018x}", value.unwrap_or(0))?,
         }
+        if self.injected {
+            f.write_str(" (injected)")?;
+        }
         write!(f, "  {}", self.answerer)?;
         if let Some(reason) = self.reason {
             write!(f, " ({reason}, {})", self.rule)?;
@@ -205,7 +211,7 @@ pub struct Csv<'a, 'b>(pub &'a Row<'b>);
 impl Csv<'_, '_> {
     /// The first line.
     pub const HEADER: &'static str =
-        "time_ns,vcpu,kind,msr,name,value,fields,rip,caller,reason,fault,answerer,rule";
+        "time_ns,vcpu,kind,msr,name,value,fields,rip,caller,reason,fault,answerer,rule,injected";
 }
 
 impl fmt::Display for Csv<'_, '_> {
@@ -215,7 +221,7 @@ impl fmt::Display for Csv<'_, '_> {
         let text = |text: Option<&str>| quoted(text.unwrap_or(""));
         write!(
             f,
-            "{},{},{},{:#x},{},{},{},{},{},{},{},{},{}",
+            "{},{},{},{:#x},{},{},{},{},{},{},{},{},{},{}",
             row.time_ns,
             row.vcpu,
             row.kind,
@@ -232,7 +238,8 @@ impl fmt::Display for Csv<'_, '_> {
                 .map_or(String::new(), |reason| reason.to_string()),
             row.fault,
             quoted(row.answerer),
-            quoted(row.rule)
+            quoted(row.rule),
+            row.injected
         )
     }
 }

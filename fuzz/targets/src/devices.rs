@@ -78,6 +78,7 @@ impl Machine {
             topology: TOPOLOGY,
             cpu,
             clock: clock.clone(),
+            interrupts: Default::default(),
         };
         let mut builder = MsrBus::builder();
         let (mut claims, mut devices) = (Vec::new(), Vec::new());

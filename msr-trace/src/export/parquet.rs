@@ -27,6 +27,7 @@ message msr_trace {
   OPTIONAL BYTE_ARRAY caller (UTF8);
   OPTIONAL BYTE_ARRAY reason (UTF8);
   REQUIRED BOOLEAN fault;
+  REQUIRED BOOLEAN injected;
   REQUIRED BYTE_ARRAY answerer (UTF8);
   REQUIRED BYTE_ARRAY rule (UTF8);
 }";
@@ -51,6 +52,7 @@ pub struct Parquet {
     caller: Column<ByteArray>,
     reason: Column<ByteArray>,
     fault: Vec<bool>,
+    injected: Vec<bool>,
     answerer: Vec<ByteArray>,
     rule: Vec<ByteArray>,
 }
@@ -109,6 +111,7 @@ impl Parquet {
             caller: Column::default(),
             reason: Column::default(),
             fault: Vec::new(),
+            injected: Vec::new(),
             answerer: Vec::new(),
             rule: Vec::new(),
         })
@@ -132,6 +135,7 @@ impl Parquet {
         self.reason
             .push(row.reason.map(|reason| text(&reason.to_string())));
         self.fault.push(row.fault);
+        self.injected.push(row.injected);
         self.answerer.push(text(row.answerer));
         self.rule.push(text(row.rule));
         self.rows += 1;
@@ -175,6 +179,7 @@ impl Parquet {
         write!(ByteArrayType, &self.caller.values, Some(&self.caller.there));
         write!(ByteArrayType, &self.reason.values, Some(&self.reason.there));
         write!(BoolType, &self.fault, None);
+        write!(BoolType, &self.injected, None);
         write!(ByteArrayType, &self.answerer, None);
         write!(ByteArrayType, &self.rule, None);
         group.close()?;
@@ -199,6 +204,7 @@ impl Parquet {
         self.value.clear();
         self.rip.clear();
         self.fault.clear();
+        self.injected.clear();
         Ok(())
     }
 }

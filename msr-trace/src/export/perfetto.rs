@@ -109,6 +109,11 @@ impl<'a, W: Write> Perfetto<'a, W> {
             argument.bool_value = Some(true);
             arguments.push(argument);
         }
+        if record.injected {
+            let mut argument = self.argument("injected", &mut interned);
+            argument.bool_value = Some(true);
+            arguments.push(argument);
+        }
         if let Some(rip) = record.rip {
             let iid = self.caller(rip, symbols, &mut interned);
             let mut argument = self.argument("caller", &mut interned);

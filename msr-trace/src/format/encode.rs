@@ -18,10 +18,11 @@ struct Site {
     tag: u8,
 }
 
-// The tag: bit 0 write, bit 1 fault, bit 2 RIP known, bits 3 and 4 the answerer, bits 5 and 6 the reason.
+// The tag: bit 0 write, bit 1 fault, bit 2 RIP known, bits 3 and 4 the answerer, bits 5 and 6 the reason, bit 7 injected.
 const WRITE: u8 = 1 << 0;
 const FAULT: u8 = 1 << 1;
 const RIP: u8 = 1 << 2;
+const INJECTED: u8 = 1 << 7;
 
 fn tag(record: &Record) -> u8 {
     let (answerer, reason) = match record.answerer {
@@ -39,17 +40,21 @@ fn tag(record: &Record) -> u8 {
     if record.rip.is_some() {
         tag |= RIP;
     }
+    if record.injected {
+        tag |= INJECTED;
+    }
     tag
 }
 
 fn answerer(tag: u8) -> Option<Answerer> {
-    let reason = match tag >> 5 {
+    let reason = match tag >> 5 & 3 {
         0 => Reason::Filter,
         1 => Reason::Unknown,
         2 => Reason::Invalid,
         _ => return None,
     };
     match tag >> 3 & 3 {
+        // KVM has no faults injected, and no reason.
         0 if tag >> 5 == 0 => Some(Answerer::Kernel),
         1 => Some(Answerer::Device(reason)),
         2 => Some(Answerer::Fallback(reason)),
@@ -171,6 +176,7 @@ impl Decoder {
             value,
             rip: site.rip,
             fault: site.tag & FAULT != 0,
+            injected: site.tag & INJECTED != 0,
             answerer: answerer.ok_or(Malformed)?,
         }))
     }

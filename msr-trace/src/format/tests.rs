@@ -35,21 +35,22 @@ fn records(vcpus: u16, count: usize) -> impl Strategy<Value = Vec<Record>> {
         any::<u64>(),
         proptest::option::of(prop_oneof![Just(0xffff_ffff_8100_0000), any::<u64>()]),
         any::<bool>(),
+        any::<bool>(),
         answerers(),
     );
-    let record =
-        record.prop_map(
-            |(time, vcpu, index, write, value, rip, fault, answerer)| Record {
-                time,
-                vcpu,
-                index,
-                kind: if write { Kind::Write } else { Kind::Read },
-                value,
-                rip,
-                fault,
-                answerer,
-            },
-        );
+    let record = record.prop_map(
+        |(time, vcpu, index, write, value, rip, fault, injected, answerer)| Record {
+            time,
+            vcpu,
+            index,
+            kind: if write { Kind::Write } else { Kind::Read },
+            value,
+            rip,
+            fault,
+            injected: injected && answerer != Answerer::Kernel,
+            answerer,
+        },
+    );
     proptest::collection::vec(record, 0..count).prop_map(|mut records| {
         records.sort_by_key(|record| record.time);
         records
@@ -142,6 +143,7 @@ fn numbered(count: u64) -> Vec<Record> {
             value: n,
             rip: Some(0xffff_ffff_8100_0000 + n % 5),
             fault: n % 7 == 0,
+            injected: false,
             answerer: Answerer::Device(Reason::Filter),
         })
         .collect()

@@ -20,6 +20,7 @@ fn record(index: u32, kind: Kind, answerer: Answerer) -> Record {
             0xffff_ffff_8100_0204
         }),
         fault: false,
+        injected: false,
         answerer,
     }
 }
@@ -63,6 +64,7 @@ fn trace(header: &Header, lost: u64) -> Trace<Cursor<Vec<u8>>> {
         record(0x620, Kind::Read, Answerer::Fallback(Reason::Unknown)),
         Record {
             fault: true,
+            injected: false,
             ..record(0x611, Kind::Read, Answerer::Kernel)
         },
     ] {

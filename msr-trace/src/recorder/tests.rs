@@ -43,6 +43,7 @@ fn record(vcpu: u16, number: u64) -> Record {
         value: number,
         rip: None,
         fault: false,
+        injected: false,
         answerer: Answerer::Fallback(Reason::Unknown),
     }
 }

@@ -80,6 +80,7 @@ mod tests {
                 value: n,
                 rip: Some(0xffff_ffff_8100_0000),
                 fault: n % 100 == 0,
+                injected: false,
                 answerer: Answerer::Device(Reason::Filter),
             };
             writer.record(&record).unwrap();

@@ -232,6 +232,7 @@ fn access(event: &Event<'_>, vcpu: u16, rip: Option<u64>) -> Option<Record> {
         },
         rip,
         fault,
+        injected: false,
         answerer: Answerer::Kernel,
     })
 }
@@ -296,6 +297,7 @@ CPU:1 [LOST 12 EVENTS]
             value: 0xfee0_0d00,
             rip: Some(0xffff_ffff_8106_7ce4),
             fault: false,
+            injected: false,
             answerer: Answerer::Kernel,
         };
         let write = Record {
@@ -306,6 +308,7 @@ CPU:1 [LOST 12 EVENTS]
             value: 8,
             rip: Some(0xffff_ffff_8106_7d20),
             fault: true,
+            injected: false,
             answerer: Answerer::Kernel,
         };
         let without_exit = Record {
@@ -314,6 +317,7 @@ CPU:1 [LOST 12 EVENTS]
             value: 0,
             rip: None,
             fault: true,
+            injected: false,
             ..read
         };
         assert_eq!(seen.0, [read, write, without_exit]);

@@ -69,6 +69,7 @@ impl MsrObserver for TraceObserver {
             value: event.outcome.unwrap_or(event.written),
             rip,
             fault: event.outcome.is_err(),
+            injected: event.injected.is_some(),
             answerer: match event.answered_by {
                 AnsweredBy::Device(_) => Answerer::Device(reason),
                 AnsweredBy::Fallback => Answerer::Fallback(reason),

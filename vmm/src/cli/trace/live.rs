@@ -240,6 +240,7 @@ mod tests {
                         value: 0,
                         rip: None,
                         fault: index == 0x10,
+                        injected: false,
                         answerer: Answerer::Fallback(Reason::Unknown),
                     },
                 );
