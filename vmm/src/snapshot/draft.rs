@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::SnapshotError;
 use super::file::{Body, CHECKSUMS, FORMAT, Header, MEMORY, STATE, VERSION};
-use super::memory::Image;
+use super::memory::{Image, begin_writeback};
 
 /// A folder that becomes a snapshot, or goes.
 pub(super) struct Draft {
@@ -46,7 +46,7 @@ impl Draft {
     pub(super) fn commit(mut self, mut body: Body, memory: Image) -> Result<(), SnapshotError> {
         let (memory, checksums) = memory.finish();
         body.checksums_crc32 = crc32fast::hash(&checksums);
-        self.write_sparse(CHECKSUMS, &checksums)?;
+        let checksums = self.write_sparse(CHECKSUMS, &checksums)?;
         let config = |error: serde_json::Error| SnapshotError::Config(error.to_string());
         let text = serde_json::to_vec(&body).map_err(config)?;
         let header = Header {
@@ -55,11 +55,15 @@ impl Draft {
             crc32: crc32fast::hash(&text),
         };
         let header = serde_json::to_vec(&header).map_err(config)?;
-        self.write(STATE, &[&header, b"\n", &text])?;
-        memory
-            .sync_all()
-            .and_then(|()| File::open(&self.at)?.sync_all())
-            .map_err(write_error(&self.at))?;
+        let state = self.write(STATE, &[&header, b"\n", &text])?;
+        // Memory last to be begun and first to be waited for: the file system then commits once for all of them.
+        for file in [&checksums, &state, &memory] {
+            begin_writeback(file);
+        }
+        let folder = File::open(&self.at).map_err(write_error(&self.at))?;
+        for file in [&memory, &checksums, &state, &folder] {
+            file.sync_all().map_err(write_error(&self.at))?;
+        }
         // An empty folder that was made meanwhile would be replaced; anything else is an error.
         fs::rename(&self.at, &self.folder).map_err(write_error(&self.folder))?;
         self.committed = true;
@@ -73,7 +77,7 @@ impl Draft {
     }
 
     /// Leaves holes where there are zeros, as memory has them.
-    fn write_sparse(&self, name: &str, bytes: &[u8]) -> Result<(), SnapshotError> {
+    fn write_sparse(&self, name: &str, bytes: &[u8]) -> Result<File, SnapshotError> {
         const BLOCK: usize = 4096;
         let path = self.at.join(name);
         let written = File::create_new(&path).and_then(|file| {
@@ -83,16 +87,16 @@ impl Draft {
                     file.write_all_at(block, (number * BLOCK) as u64)?;
                 }
             }
-            file.sync_all()
+            Ok(file)
         });
         written.map_err(write_error(&path))
     }
 
-    fn write(&self, name: &str, pieces: &[&[u8]]) -> Result<(), SnapshotError> {
+    fn write(&self, name: &str, pieces: &[&[u8]]) -> Result<File, SnapshotError> {
         let path = self.at.join(name);
         let written = File::create_new(&path).and_then(|mut file| {
             pieces.iter().try_for_each(|piece| file.write_all(piece))?;
-            file.sync_all()
+            Ok(file)
         });
         written.map_err(write_error(&path))
     }

@@ -15,7 +15,7 @@ mod verify;
 
 pub(super) use contents::Contents;
 pub(super) use dirty::DirtyLog;
-pub(super) use image::Image;
+pub(super) use image::{Image, begin_writeback};
 pub(super) use mapping::map;
 pub(super) use pages::{PAGE, Pages};
 pub(super) use verify::verify;
