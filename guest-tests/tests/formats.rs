@@ -13,6 +13,7 @@ use msr_bus::{
 use msr_filter::{
     Access, FilterConfig, FilterSpec, MsrFilter, MsrRange, Rule, RuleConfig, Verdict,
 };
+use msr_kvm::scenario::ScenarioConfig;
 use msr_kvm::state::{MsrState, SavedMsr, TscOffsets};
 use msr_kvm::{FilterLayer, InitialMsr, MsrConfig, OnRefusal};
 use msr_vmm::Config;
@@ -184,7 +185,22 @@ fn msrs() -> MsrConfig {
         }],
         initial: initial().to_vec(),
         devices: devices(),
+        faults: Vec::new(),
+        scenarios: vec![scenario()],
     }
+}
+
+fn scenario() -> ScenarioConfig {
+    let text = "repeat = 0
+        [[step]]
+        after = 'login:'
+        accesses = { msr = 0x10 }
+        set.scratch.now = 1
+        [[step]]
+        wait = '1.5s'
+        write = { msr = 0x10, value = 2 }
+        do = 'stop'";
+    toml::from_str(text).expect("the test wrote it")
 }
 
 fn machine() -> VmConfig {

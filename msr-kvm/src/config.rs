@@ -11,6 +11,7 @@ use msr_filter::{FilterConfig, Verdict};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::scenario::{self, ScenarioConfig};
 use crate::{FilterLayer, InitialMsr, Layer, MsrPlanBuilder, PlanError, ProfileError, profile};
 
 /// Who answers which MSR.
@@ -44,6 +45,9 @@ pub struct MsrConfig {
     /// The MSR devices, which answer in userspace. What they claim is denied in the kernel, so that KVM asks them.
     #[serde(rename = "device", skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceConfig>,
+    /// What happens to the guest from outside while it runs, step by step.
+    #[serde(rename = "scenario", skip_serializing_if = "Vec::is_empty")]
+    pub scenarios: Vec<ScenarioConfig>,
 }
 
 msr_bus::toml_in_binary_formats!(MsrConfig);
@@ -59,6 +63,7 @@ impl Default for MsrConfig {
             initial: Vec::new(),
             faults: Vec::new(),
             devices: Vec::new(),
+            scenarios: Vec::new(),
         }
     }
 }
@@ -116,7 +121,7 @@ impl MsrPlanBuilder {
     ///
     /// # Errors
     ///
-    /// [`PlanError::Device`] and [`PlanError::Profile`].
+    /// [`PlanError::Device`], [`PlanError::Scenario`] and [`PlanError::Profile`].
     pub fn config(mut self, config: &MsrConfig, models: &[DeviceModel]) -> Result<Self, PlanError> {
         let mut in_tables = 0;
         for (number, device) in (1..).zip(&config.devices) {
@@ -139,6 +144,8 @@ impl MsrPlanBuilder {
             self = self.device(built);
             self.live.push(live);
         }
+        let vcpus = self.context().topology.vcpus();
+        scenario::check(&config.scenarios, vcpus, &self.live)?;
         let own = Layer::from(&FilterLayer {
             name: String::new(),
             filter: config.filter.clone(),

@@ -31,6 +31,8 @@ mod memory;
 mod plan;
 #[cfg(feature = "config")]
 mod profile;
+#[cfg(feature = "config")]
+pub mod scenario;
 mod source;
 pub mod state;
 mod stats;

@@ -57,6 +57,10 @@ pub enum PlanError {
         /// What is wrong.
         source: msr_bus::ConfigError,
     },
+    /// A scenario cannot be carried out.
+    #[cfg(feature = "config")]
+    #[error(transparent)]
+    Scenario(#[from] crate::scenario::ScenarioError),
     /// Devices are in each other's way.
     #[error(transparent)]
     Bus(#[from] BuildError),

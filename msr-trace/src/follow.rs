@@ -21,6 +21,7 @@ pub struct Follower {
     header: Header,
     at: u64,
     lstar: Option<u64>,
+    marks: Vec<(u64, String)>,
     ended: bool,
     lost: u64,
 }
@@ -39,6 +40,7 @@ impl Follower {
             header,
             at,
             lstar: None,
+            marks: Vec::new(),
             ended: false,
             lost: 0,
         })
@@ -52,6 +54,12 @@ impl Follower {
     /// The guest's `IA32_LSTAR`, once it was seen.
     pub fn lstar(&self) -> Option<u64> {
         self.lstar
+    }
+
+    /// What was done to the VM from outside, as [`Trace::marks`](crate::Trace::marks), as far as it was read since the last
+    /// call.
+    pub fn take_marks(&mut self) -> Vec<(u64, String)> {
+        std::mem::take(&mut self.marks)
     }
 
     /// Whether the recording was finished.
@@ -85,6 +93,7 @@ impl Follower {
             match frame.content {
                 Content::Note => match serde_json::from_slice(&payload) {
                     Ok(Note::Lstar { value }) => self.lstar = Some(value),
+                    Ok(Note::Mark { time, text }) => self.marks.push((time, text)),
                     Ok(Note::End { .. }) => self.ended = true,
                     Err(_) => {}
                 },

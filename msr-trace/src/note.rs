@@ -13,6 +13,13 @@ pub enum Note {
         /// Its value.
         value: u64,
     },
+    /// Something was done to the VM from outside.
+    Mark {
+        /// When, in nanoseconds of the records' clock.
+        time: u64,
+        /// What, for people.
+        text: String,
+    },
     /// The recording ended in order. A trace without it was cut off.
     End {
         /// How many records it holds.

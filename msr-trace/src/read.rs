@@ -145,8 +145,19 @@ impl<R: Read + Seek> Trace<R> {
     pub fn lstar(&self) -> Option<u64> {
         self.notes.iter().find_map(|note| match note {
             Note::Lstar { value } => Some(*value),
-            Note::End { .. } => None,
+            Note::Mark { .. } | Note::End { .. } => None,
         })
+    }
+
+    /// What was done to the VM from outside: when, in nanoseconds of the records' clock, and what. In the order of time.
+    pub fn marks(&self) -> Vec<(u64, &str)> {
+        let marks = self.notes.iter().filter_map(|note| match note {
+            Note::Mark { time, text } => Some((*time, text.as_str())),
+            Note::Lstar { .. } | Note::End { .. } => None,
+        });
+        let mut marks: Vec<_> = marks.collect();
+        marks.sort_by_key(|(time, _)| *time);
+        marks
     }
 
     /// How many records it has, as far as it is whole.

@@ -5,8 +5,8 @@
 //! through a shared reference, which an observer has; a single-producer ring such as rtrb's needs an exclusive one.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ const TURN: usize = 4096;
 pub struct Recorder {
     vcpus: Box<[Lane]>,
     lstar: AtomicU64,
+    /// What was done to the VM from outside, for the writer.
+    marks: Mutex<Vec<Note>>,
     stop: AtomicBool,
 }
 
@@ -54,6 +56,7 @@ impl Recorder {
         Self {
             vcpus: (0..vcpus).map(lane).collect(),
             lstar: AtomicU64::new(0),
+            marks: Mutex::default(),
             stop: AtomicBool::new(false),
         }
     }
@@ -81,6 +84,15 @@ impl Recorder {
         if let Some(lane) = self.vcpus.get(usize::from(vcpu)) {
             lane.lost_in_kernel.fetch_add(count, Ordering::Relaxed);
         }
+    }
+
+    /// Notes what was done to the VM from outside, and when. Takes a lock: not for vCPU threads.
+    pub fn mark(&self, time: u64, text: String) {
+        self.marks().push(Note::Mark { time, text });
+    }
+
+    fn marks(&self) -> MutexGuard<'_, Vec<Note>> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the guest's `IA32_LSTAR` is known.
@@ -176,6 +188,10 @@ fn write_on<W: Write>(
         if lstar != 0 && !lstar_noted {
             writer.note(&Note::Lstar { value: lstar })?;
             lstar_noted = true;
+        }
+        let marks = std::mem::take(&mut *recorder.marks());
+        for mark in &marks {
+            writer.note(mark)?;
         }
         if taken > 0 {
             continue;

@@ -57,6 +57,7 @@ mod msr_access;
 mod port_io;
 mod running;
 pub mod sandbox;
+pub mod scenario;
 mod shutdown;
 pub mod snapshot;
 mod timing;

@@ -116,6 +116,7 @@ fn plan_key(error: &PlanError) -> Option<String> {
             let (number, key) = (number - 1, source.key());
             Some(format!("msr.fault[{number}].{key}"))
         }
+        PlanError::Scenario(error) => Some(format!("msr.{}", error.key)),
         PlanError::Bus(_) => Some("msr.device".into()),
         PlanError::TooManyRanges { .. } | PlanError::Compile(_) => Some("msr.filter".into()),
         _ => None,
@@ -184,6 +185,7 @@ fn place(error: &PlanError) -> &'static str {
         PlanError::InitialClaimed { .. } | PlanError::InitialTwice { .. } => "[[msr.initial]]: ",
         PlanError::NoFilterExit(_) => "msr.exits: ",
         PlanError::Profile(_) => "msr.profile: ",
+        PlanError::Scenario(_) => "[[msr.scenario]]: ",
         _ => "[msr.filter]: ",
     }
 }

@@ -77,6 +77,7 @@ fn every_command_of_the_task_pages_works() {
         ("deny-by-default.md", 4),
         ("device.md", 1),
         ("embed.md", 1),
+        ("scenarios.md", 2),
     ] {
         assert_eq!(try_page(page), commands, "{page}");
     }

@@ -25,6 +25,8 @@ impl Folder {
             ("other.toml", OTHER),
             ("mine.toml", OTHER),
             ("rapl.toml", OTHER),
+            ("hot.toml", OTHER),
+            ("heat.toml", OTHER),
             ("template.json", TEMPLATE),
             ("vmlinuz", ""),
             ("initrd.img", ""),

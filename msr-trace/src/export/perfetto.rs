@@ -36,6 +36,7 @@ const NEEDS_STATE: u32 = 2;
 const INSTANT: i32 = 3;
 const COUNTER: i32 = 4;
 const PROCESS: u64 = 1;
+const MARKS: u64 = 2;
 /// vCPU tracks and counter tracks have numbers from here on.
 const VCPU: u64 = 0x1_0000;
 const COUNTER_TRACK: u64 = 0x1000_0000;
@@ -51,6 +52,8 @@ pub struct Perfetto<'a, W> {
     arguments: HashMap<&'static str, u64>,
     counters: HashMap<(u16, u32), u64>,
     strings: u64,
+    /// Whether there is a track of marks.
+    marked: bool,
 }
 
 impl<'a, W: Write> Perfetto<'a, W> {
@@ -69,6 +72,7 @@ impl<'a, W: Write> Perfetto<'a, W> {
             arguments: HashMap::new(),
             counters: HashMap::new(),
             strings: 0,
+            marked: false,
         };
         let process = TrackDescriptor {
             uuid: Some(PROCESS),
@@ -140,6 +144,29 @@ impl<'a, W: Write> Perfetto<'a, W> {
             ..Packet::default()
         })?;
         if shown { self.counter(record) } else { Ok(()) }
+    }
+
+    /// Adds what was done to the VM from outside, as an instant of a track of its own.
+    pub fn mark(&mut self, time: u64, text: &str) -> io::Result<()> {
+        if !std::mem::replace(&mut self.marked, true) {
+            self.descriptor(TrackDescriptor {
+                uuid: Some(MARKS),
+                parent_uuid: Some(PROCESS),
+                name: Some("from outside".to_owned()),
+                ..TrackDescriptor::default()
+            })?;
+        }
+        self.packet(Packet {
+            timestamp: Some(time),
+            track_event: Some(TrackEvent {
+                kind: Some(INSTANT),
+                track_uuid: Some(MARKS),
+                name: Some(text.to_owned()),
+                categories: vec!["scenario".to_owned()],
+                ..TrackEvent::default()
+            }),
+            ..Packet::default()
+        })
     }
 
     /// Ends the file.
@@ -372,6 +399,8 @@ struct TrackEvent {
     track_uuid: Option<u64>,
     #[prost(string, repeated, tag = "22")]
     categories: Vec<String>,
+    #[prost(string, optional, tag = "23")]
+    name: Option<String>,
     #[prost(int64, optional, tag = "30")]
     counter_value: Option<i64>,
 }

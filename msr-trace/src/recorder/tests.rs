@@ -125,3 +125,25 @@ fn the_first_lstar_is_noted_once() {
     let trace = Trace::new(io::Cursor::new(bytes)).unwrap();
     assert_eq!(trace.lstar(), Some(0xffff_ffff_8100_0000));
 }
+
+#[test]
+fn marks_are_read_back_with_their_times_in_order() {
+    let recorder = Arc::new(Recorder::new(1));
+    let file = std::env::temp_dir().join(format!("msr-trace-marks-{}", std::process::id()));
+    let header = Header {
+        vcpus: 1,
+        ..Header::default()
+    };
+    let out = std::fs::File::create(&file).unwrap();
+    let recording = Recording::start(out, &header, recorder.clone(), || 0).unwrap();
+    recorder.mark(7, "hot".into());
+    recorder.mark(5, "\u{e9} \"quoted\"\n".into());
+    recording.finish().unwrap();
+    let trace = crate::Trace::open(&file).unwrap();
+    assert_eq!(trace.marks(), [(5, "\u{e9} \"quoted\"\n"), (7, "hot")]);
+    assert_eq!(trace.ending(), crate::Ending::Whole);
+    let mut follower = crate::Follower::open(&file).unwrap();
+    assert!(follower.poll().unwrap().is_empty());
+    assert_eq!(follower.take_marks().len(), 2);
+    std::fs::remove_file(&file).unwrap();
+}

@@ -19,8 +19,9 @@ use crate::cli::run::debug_exit;
 use crate::cli::{Failure, print};
 use crate::control_socket::{
     Client, ClientError, DeviceDetails, DeviceParams, DeviceSetParams, DeviceSummary, Error,
-    FilterRule, FilterText, Method, MsrParams, MsrResult, MsrStat, Notice, SnapshotParams,
-    SnapshotResult, State, Status, TraceParams, TraceResult, WaitResult, WriteMsrParams,
+    FilterRule, FilterText, Method, MsrParams, MsrResult, MsrStat, Notice, ScenarioText,
+    SnapshotParams, SnapshotResult, State, Status, TraceParams, TraceResult, WaitResult,
+    WriteMsrParams,
 };
 
 /// What `msr-vmm ctl` takes.
@@ -88,6 +89,12 @@ pub enum CtlCommand {
         /// The folder, which must not exist.
         #[arg(value_hint = ValueHint::DirPath)]
         folder: PathBuf,
+    },
+    /// Begin scenarios: what happens to the guest step by step, as `[[msr.scenario]]` of a configuration.
+    Scenario {
+        /// A file with `[[msr.scenario]]` tables and nothing else (TOML). "-" is standard input.
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
     },
     /// Begin or end a trace of MSR accesses.
     #[command(subcommand)]
@@ -242,6 +249,13 @@ fn method(command: &CtlCommand) -> Result<Method, Failure> {
         CtlCommand::Snapshot { folder } => {
             let folder = std::path::absolute(folder).map_err(Failure::usage)?;
             Method::Snapshot(SnapshotParams { folder })
+        }
+        CtlCommand::Scenario { file } => {
+            let file = Document::read(file).map_err(Failure::usage)?;
+            Method::Scenario(ScenarioText {
+                toml: file.text().to_owned(),
+                file: Some(file.name().to_owned()),
+            })
         }
         CtlCommand::Trace(CtlTraceCommand::Start { file }) => {
             let file = std::path::absolute(file).map_err(Failure::usage)?;
@@ -434,6 +448,7 @@ fn text(method: &Method, result: Value) -> Result<String, Failure> {
         | Method::Resume
         | Method::PowerButton
         | Method::FilterSet(_)
+        | Method::Scenario(_)
         | Method::TraceStart(_) => {
             let notice: Notice = read(result)?;
             line(format_args!("{}", state(notice.state)));

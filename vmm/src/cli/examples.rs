@@ -80,6 +80,10 @@ pub(crate) fn of(command: &str) -> &'static [Example] {
                         "msr-vmm ctl vm.sock read IA32_THERM_STATUS --vcpu 1",
                     ),
                     example(
+                        "Begin the scenarios of a file",
+                        "msr-vmm ctl vm.sock scenario heat.toml",
+                    ),
+                    example(
                         "Record the guest's MSR accesses from now on",
                         "msr-vmm ctl vm.sock trace start now.trace",
                     ),

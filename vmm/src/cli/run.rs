@@ -22,6 +22,7 @@ use crate::cli::{Failure, footprint, print, session};
 use crate::config::LoadedConfig;
 use crate::control_socket::ControlSocket;
 use crate::sandbox::Role;
+use crate::scenario::{WatchedOutput, Watches};
 use crate::shutdown::ShutdownReason;
 use crate::snapshot::Snapshot;
 use crate::timing::{BootEvent, BootTiming};
@@ -143,16 +144,27 @@ impl Machine<'_> {
         // Without the buffer of `Stdout`: the console has its own.
         let output = io::stdout().as_fd().try_clone_to_owned();
         let output = File::from(output.map_err(Failure::fault)?);
-        let mut builder = builder
-            .console_output(output)
-            .thread_filters(confined.filters.clone());
+        let scenarios = self.loaded.config.msr.scenarios.clone();
+        // Who steers the VM may start some at any time.
+        let watched = self.control.is_some() || !scenarios.is_empty();
+        let watches = watched.then(Watches::new).transpose();
+        let watches = watches.map_err(Failure::fault)?;
+        let mut builder = match &watches {
+            Some(watches) => {
+                builder.console_output(WatchedOutput::new(output, watches.console.clone()))
+            }
+            None => builder.console_output(output),
+        };
+        builder = builder.thread_filters(confined.filters.clone());
         for model in self.models {
             builder = builder.device_model(*model);
         }
         // With a trace from the start there is none to be switched on.
         let switched = self.control.is_some() && trace.is_none();
         let switch = Arc::new(TraceSwitch::default());
+        let accesses = watches.as_ref().map(|watches| watches.accesses.clone());
         let observers = [
+            accesses.map(|accesses| accesses as Arc<dyn MsrObserver>),
             switched.then(|| switch.clone() as Arc<dyn MsrObserver>),
             stats.clone().map(|stats| stats as Arc<dyn MsrObserver>),
             trace.as_ref().map(RunTrace::observer),
@@ -182,7 +194,9 @@ impl Machine<'_> {
         footprint::shrink();
         let bus = vm.msr_bus().clone();
         let live_trace = match &trace {
-            Some(trace) => LiveTrace::whole(switch, trace.path().to_owned()),
+            Some(trace) => {
+                LiveTrace::whole(switch, trace.path().to_owned(), trace.recorder().clone())
+            }
             None => LiveTrace::new(switch),
         };
         let live_trace = Rc::new(RefCell::new(live_trace));
@@ -194,11 +208,16 @@ impl Machine<'_> {
                 socket
             },
             stats,
-            trace: live_trace.clone(),
             files: !confined.is_confined(),
         });
+        let steering = session::Steering {
+            control,
+            trace: live_trace.clone(),
+            watches,
+            scenarios,
+        };
         let reason =
-            session::serve(vm, terminal, signals, grace, control).map_err(Failure::fault)?;
+            session::serve(vm, terminal, signals, grace, steering).map_err(Failure::fault)?;
         // The reason of the shutdown counts, whether or not anybody reads the tables.
         if let Some(trace) = trace {
             trace.finish();

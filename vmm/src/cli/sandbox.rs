@@ -72,7 +72,8 @@ impl RunArgs {
         models: &[DeviceModel],
     ) -> Result<Option<Sandbox>, Failure> {
         let mut sandbox = self.sandbox.of(config, models)?;
-        if self.control.is_some() {
+        // Scenarios do what clients of the socket can have done.
+        if self.control.is_some() || !config.msr.scenarios.is_empty() {
             sandbox = sandbox.map(Sandbox::control_socket);
         }
         let mut files = Vec::new();

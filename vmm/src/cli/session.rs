@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use msr_kvm::MsrStats;
+use msr_kvm::scenario::ScenarioConfig;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, raise};
@@ -20,6 +21,7 @@ use crate::cli::input::{Escapes, Request};
 use crate::cli::terminal::RawTerminal;
 use crate::control_socket::{ControlSocket, Server, VmMethods, WaitResult};
 use crate::running::RunningVm;
+use crate::scenario::{Scenarios, Watches};
 use crate::shutdown::ShutdownReason;
 use crate::trace::LiveTrace;
 
@@ -99,9 +101,19 @@ pub(crate) struct Control {
     pub(crate) socket: ControlSocket,
     /// What counts the VM's MSR accesses.
     pub(crate) stats: Arc<MsrStats>,
-    pub(crate) trace: Rc<RefCell<LiveTrace>>,
     /// Whether the process may make files, as those of a snapshot.
     pub(crate) files: bool,
+}
+
+/// What steers the VM besides the person at its console.
+pub(crate) struct Steering {
+    pub(crate) control: Option<Control>,
+    /// The trace that is on, if one is.
+    pub(crate) trace: Rc<RefCell<LiveTrace>>,
+    /// Where scenarios can be, what watches for what their steps wait for.
+    pub(crate) watches: Option<Watches>,
+    /// The scenarios that begin with the VM.
+    pub(crate) scenarios: Vec<ScenarioConfig>,
 }
 
 /// Serves the VM until it ends. `grace` is how long a guest that was asked to switch itself off may take.
@@ -110,7 +122,7 @@ pub(crate) fn serve(
     terminal: Option<RawTerminal>,
     signals: SignalFd,
     grace: Duration,
-    control: Option<Control>,
+    steering: Steering,
 ) -> io::Result<ShutdownReason> {
     let session = Rc::new(RefCell::new(Session {
         vm: &vm,
@@ -125,8 +137,21 @@ pub(crate) fn serve(
     let mut events = EventManager::new().map_err(event_error)?;
     let subscriber: Subscriber<'_> = session.clone();
     events.add_subscriber(subscriber);
-    let server = control.map(|control| {
-        let mut methods = VmMethods::new(&vm, control.stats, control.trace);
+    let trace = steering.trace;
+    let scenarios = steering
+        .watches
+        .map(|watches| Rc::new(RefCell::new(Scenarios::new(&vm, watches, trace.clone()))));
+    if let Some(scenarios) = &scenarios {
+        let begun = scenarios.borrow_mut().begin(steering.scenarios);
+        begun.map_err(io::Error::other)?;
+        let subscriber: Subscriber<'_> = scenarios.clone();
+        events.add_subscriber(subscriber);
+    }
+    let server = steering.control.map(|control| {
+        let mut methods = VmMethods::new(&vm, control.stats, trace);
+        if let Some(scenarios) = &scenarios {
+            methods = methods.scenarios(scenarios.clone());
+        }
         if !control.files {
             methods = methods.without_files();
         }
@@ -137,16 +162,20 @@ pub(crate) fn serve(
         events.add_subscriber(subscriber);
     }
     while !session.borrow().ended {
-        let timeout = session.borrow().deadline.map_or(-1, |deadline| {
-            let left = deadline
-                .saturating_duration_since(Instant::now())
-                .as_millis();
-            i32::try_from(left).map_or(i32::MAX, |left| left + 1)
-        });
+        let deadline = session.borrow().deadline;
+        let grace = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let step = scenarios
+            .as_ref()
+            .and_then(|scenarios| scenarios.borrow().timeout());
+        let timeout = grace.into_iter().chain(step).min().map_or(-1, milliseconds);
         events.run_with_timeout(timeout).map_err(event_error)?;
         session.borrow_mut().check_deadline();
+        if let Some(scenarios) = &scenarios {
+            scenarios.borrow_mut().run();
+        }
     }
     drop(events);
+    drop(scenarios);
     drop(session);
     // The loop held the other reference.
     let waiting =
@@ -156,6 +185,12 @@ pub(crate) fn serve(
         waiting.tell(&WaitResult::from(&reason));
     }
     Ok(reason)
+}
+
+/// A time to wait, for epoll: rounded up, but for one that is over.
+fn milliseconds(time: Duration) -> i32 {
+    let milliseconds = time.as_nanos().div_ceil(1_000_000);
+    i32::try_from(milliseconds).unwrap_or(i32::MAX)
 }
 
 fn event_error(error: event_manager::Error) -> io::Error {

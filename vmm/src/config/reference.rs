@@ -27,7 +27,11 @@ pub fn sections(models: &[DeviceModel]) -> Vec<Section> {
         keys: Vec::new(),
     }];
     for key in keys {
-        let is_table = key.kind.contains("a table") && !key.key.ends_with(".unclaimed");
+        // A section has keys of its own: not one of words or a table, and not a table of free names.
+        let is_key = [".unclaimed", ".set"]
+            .iter()
+            .any(|end| key.key.ends_with(end));
+        let is_table = key.kind.contains("a table") && !is_key;
         if is_table {
             let name = key.key.replace("[]", "");
             let is_list = key.kind.starts_with("a list");

@@ -103,6 +103,10 @@ fn every_key_of_the_reference_has_a_kind_and_a_meaning() {
         "[[msr.layer]]",
         "[msr.layer.filter]",
         "[[msr.layer.filter.rule]]",
+        "[[msr.scenario]]",
+        "[[msr.scenario.step]]",
+        "[msr.scenario.step.accesses]",
+        "[msr.scenario.step.write]",
     ];
     assert_eq!(headers[..own.len()], own);
     assert_eq!(headers.len(), own.len() + msr_bus::DeviceModel::all().len());

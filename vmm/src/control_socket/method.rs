@@ -46,6 +46,8 @@ pub enum Method {
     TraceStart(TraceParams),
     /// Ends the trace that `trace-start` began: `TraceResult`.
     TraceStop,
+    /// Begins scenarios, all of them or none, beside those that run. Gives `Notice`.
+    Scenario(ScenarioText),
     /// Answers once the guest has ended: `WaitResult`.
     Wait,
 }
@@ -69,6 +71,7 @@ impl Method {
         "snapshot",
         "trace-start",
         "trace-stop",
+        "scenario",
         "wait",
     ];
 
@@ -151,6 +154,17 @@ pub struct SnapshotParams {
 pub struct TraceParams {
     /// The file, which must not exist. Relative to where the VMM was started.
     pub file: PathBuf,
+}
+
+/// Scenarios as a configuration has them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScenarioText {
+    /// TOML: `[[msr.scenario]]` tables.
+    pub toml: String,
+    /// What messages call the file that they are from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
 }
 
 #[cfg(test)]

@@ -28,8 +28,8 @@ pub use client::{Client, ClientError};
 pub use connection::MAX_LINE;
 pub use listener::{ControlSocket, ListenError};
 pub use method::{
-    DeviceParams, DeviceSetParams, FilterText, Method, MsrParams, SnapshotParams, TraceParams,
-    WriteMsrParams,
+    DeviceParams, DeviceSetParams, FilterText, Method, MsrParams, ScenarioText, SnapshotParams,
+    TraceParams, WriteMsrParams,
 };
 pub use protocol::{Error, Id, Request, Response};
 pub use results::{

@@ -4,14 +4,17 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use msr_bus::{Access, MsrRange, U64, VcpuId};
+use msr_bus::{Access, Document, MsrRange, U64, VcpuId};
 use msr_filter::{FilterConfig, names};
+use msr_kvm::scenario::ScenarioConfig;
 use msr_kvm::{MsrStats, VmMsrsError};
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::method::{
-    DeviceSetParams, FilterText, Method, MsrParams, SnapshotParams, TraceParams, WriteMsrParams,
+    DeviceSetParams, FilterText, Method, MsrParams, ScenarioText, SnapshotParams, TraceParams,
+    WriteMsrParams,
 };
 use super::protocol::Error;
 use super::results::{
@@ -21,6 +24,7 @@ use super::results::{
 use super::server::Handler;
 use crate::msr_access::MsrAnswer;
 use crate::running::{RunningVm, VcpuGone};
+use crate::scenario::Scenarios;
 use crate::trace::{LiveTrace, LiveTraceError};
 
 /// A VM under control.
@@ -28,6 +32,7 @@ pub struct VmMethods<'a> {
     vm: &'a RunningVm,
     stats: Arc<MsrStats>,
     trace: Rc<RefCell<LiveTrace>>,
+    scenarios: Option<Rc<RefCell<Scenarios<'a>>>>,
     /// Whether a client has paused the VM.
     paused: bool,
     /// Whether the process may make files.
@@ -41,6 +46,7 @@ impl<'a> VmMethods<'a> {
             vm,
             stats,
             trace,
+            scenarios: None,
             paused: false,
             files: true,
         }
@@ -51,6 +57,29 @@ impl<'a> VmMethods<'a> {
     pub fn without_files(mut self) -> Self {
         self.files = false;
         self
+    }
+
+    /// Lets clients begin scenarios among these, which the event loop runs.
+    #[must_use]
+    pub fn scenarios(mut self, scenarios: Rc<RefCell<Scenarios<'a>>>) -> Self {
+        self.scenarios = Some(scenarios);
+        self
+    }
+
+    fn begin_scenarios(&self, text: ScenarioText) -> Result<(), Error> {
+        let Some(scenarios) = &self.scenarios else {
+            return Err(Error::vm("nobody runs scenarios of this VM"));
+        };
+        let name = text.file.unwrap_or_else(|| "the text".into());
+        let file = Document::new(name, text.toml);
+        let parsed: ScenarioFile = file
+            .parse()
+            .map_err(|error| Error::params(error.to_string()))?;
+        let begun = scenarios.borrow_mut().begin(parsed.msr.scenario);
+        begun.map_err(|error| {
+            let place = file.error(&format!("msr.{}", error.key), &error);
+            Error::params(place.to_string())
+        })
     }
 
     fn state(&self) -> State {
@@ -273,10 +302,29 @@ impl Handler for VmMethods<'_> {
                     bytes: summary.bytes,
                 })
             }
+            Method::Scenario(text) => {
+                self.begin_scenarios(text)?;
+                self.notice()
+            }
             // The server's own.
             Method::Wait => self.notice(),
         }
     }
+}
+
+/// A file of scenarios.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ScenarioFile {
+    /// Who answers which MSR, of which there are scenarios here.
+    msr: ScenariosAlone,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ScenariosAlone {
+    /// The scenarios.
+    scenario: Vec<ScenarioConfig>,
 }
 
 impl Error {

@@ -161,6 +161,8 @@ impl RunningVm {
             }
         }
         config.msr.filter = self.filter_in_force().rules.clone()?;
+        // Where they were is not saved, and from the start they would do again what is done.
+        config.msr.scenarios.clear();
         Some(config)
     }
 

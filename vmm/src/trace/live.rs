@@ -60,13 +60,14 @@ pub struct LiveTrace {
 enum State {
     Off,
     /// One that began with the VM and ends with it is on.
-    Whole(PathBuf),
+    Whole(PathBuf, Arc<Recorder>),
     On(Trace),
 }
 
 #[derive(Debug)]
 struct Trace {
     path: PathBuf,
+    recorder: Arc<Recorder>,
     recording: Recording,
     /// Whether the vCPUs hand over instruction pointers for this trace alone.
     desynchronize: bool,
@@ -81,11 +82,18 @@ impl LiveTrace {
         }
     }
 
-    /// One is on from the VM's start to its end, into the file at `path`, so that no other can be.
-    pub fn whole(switch: Arc<TraceSwitch>, path: PathBuf) -> Self {
+    /// One is on from the VM's start to its end, by `recorder` into the file at `path`, so that no other can be.
+    pub fn whole(switch: Arc<TraceSwitch>, path: PathBuf, recorder: Arc<Recorder>) -> Self {
         Self {
             switch,
-            state: State::Whole(path),
+            state: State::Whole(path, recorder),
+        }
+    }
+
+    /// Marks in the trace that is on, if one is, what was done to the VM from outside.
+    pub fn mark(&self, text: String) {
+        if let State::Whole(_, recorder) | State::On(Trace { recorder, .. }) = &self.state {
+            recorder.mark(monotonic(), text);
         }
     }
 
@@ -93,7 +101,7 @@ impl LiveTrace {
     pub fn path(&self) -> Option<&Path> {
         match &self.state {
             State::Off => None,
-            State::Whole(path) | State::On(Trace { path, .. }) => Some(path),
+            State::Whole(path, _) | State::On(Trace { path, .. }) => Some(path),
         }
     }
 
@@ -105,7 +113,7 @@ impl LiveTrace {
     pub fn start(&mut self, vm: &RunningVm, path: &Path) -> Result<(), LiveTraceError> {
         match &self.state {
             State::Off => {}
-            State::Whole(path) => return Err(LiveTraceError::Whole(path.clone())),
+            State::Whole(path, _) => return Err(LiveTraceError::Whole(path.clone())),
             State::On(trace) => return Err(LiveTraceError::On(trace.path.clone())),
         }
         let cannot = |source: io::Error| match source.kind() {
@@ -126,7 +134,7 @@ impl LiveTrace {
             let _ = fs::remove_file(path);
             cannot(error)
         })?;
-        let observer = Arc::new(TraceObserver::new(recorder));
+        let observer = Arc::new(TraceObserver::new(recorder.clone()));
         let mut desynchronize = false;
         for vcpu in (0..vm.vcpus()).map(VcpuId) {
             let observer = observer.clone();
@@ -145,6 +153,7 @@ impl LiveTrace {
         self.switch.turn_on(observer);
         self.state = State::On(Trace {
             path: path.to_owned(),
+            recorder,
             recording,
             desynchronize,
         });
@@ -159,7 +168,7 @@ impl LiveTrace {
     pub fn stop(&mut self, vm: &RunningVm) -> Result<(PathBuf, Summary), LiveTraceError> {
         match &self.state {
             State::Off => return Err(LiveTraceError::Off),
-            State::Whole(path) => return Err(LiveTraceError::Whole(path.clone())),
+            State::Whole(path, _) => return Err(LiveTraceError::Whole(path.clone())),
             State::On(_) => {}
         }
         self.switch.turn_off();

@@ -1,6 +1,6 @@
 //! The control socket of a guest that runs: every command of `msr-vmm ctl`, and clients that behave badly.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -101,13 +101,17 @@ pub(super) fn count(socket: &Path) -> Result<u64, Failed> {
     Ok(u64::from_str_radix(value.trim_start_matches("0x"), 16)?)
 }
 
-pub(super) fn progresses(socket: &Path) -> Result<(), Failed> {
+/// Waits until the guest has counted on, and gives its count.
+pub(super) fn progresses(socket: &Path) -> Result<u64, Failed> {
     let before = count(socket)?;
     let limit = Instant::now() + Duration::from_secs(20);
-    while count(socket)? == before {
+    loop {
+        let now = count(socket)?;
+        if now != before {
+            return Ok(now);
+        }
         ensure(Instant::now() < limit, "the guest does not go on")?;
     }
-    Ok(())
 }
 
 fn every_command_does_what_it_says() -> Result<(), Failed> {
@@ -342,24 +346,39 @@ fn clients_that_behave_badly_do_not_hold_up_the_guest() -> Result<(), Failed> {
         half.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"met")?;
         kept.push(half);
     }
-    progresses(&socket)?;
+    let halfway = progresses(&socket)?;
+    // What they have begun they may end, all at once, and each is answered.
+    for half in &mut kept {
+        half.write_all(b"hod\":\"status\"}\n")?;
+    }
+    for half in &kept {
+        let mut answer = String::new();
+        BufReader::new(half).read_line(&mut answer)?;
+        let answer: Value = serde_json::from_str(&answer)?;
+        ensure(answer["result"]["state"] == "running", &answer)?;
+    }
+    let answered = progresses(&socket)?;
     let mut deaf = UnixStream::connect(&socket)?;
     deaf.set_nonblocking(true)?;
     let stats = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"stats\"}\n";
     // Until the kernel's buffers are full.
     while deaf.write(stats).is_ok() {}
-    progresses(&socket)?;
+    let unread = progresses(&socket)?;
     let mut long = UnixStream::connect(&socket)?;
     // The VMM closes it before all of that is there.
     let _ = long.write_all(&vec![b'x'; 1 << 20]);
     let mut noise = UnixStream::connect(&socket)?;
     let _ = noise.write_all(&[0xff; 4096].map(|byte: u8| byte ^ 0x5a));
-    progresses(&socket)?;
+    let noisy = progresses(&socket)?;
     drop(kept);
     for _ in 0..1000 {
         Client::connect(&socket)?.call(&Method::Status)?;
     }
-    progresses(&socket)?;
+    let thousand = progresses(&socket)?;
+    println!(
+        "control: the guest has counted to {halfway} with 64 half requests, {answered} once they were answered, {unread} with \
+         a client that does not read, {noisy} after a line of 1 MiB and noise, {thousand} after 1,000 clients in turn"
+    );
     let after = memory()?;
     println!("control: anonymous memory {before} KiB before, {after} KiB after");
     // 67 clients of at most one line and one answer each.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use guest_tests::assets;
 use guest_tests::guest::{Guest, Plan, RestoredGuest, Step, complaint};
 use libtest_mimic::{Failed, Trial};
+use msr_trace::{Ending, Trace};
 
 use super::control::{ctl, ensure, json, said};
 use super::listed;
@@ -54,6 +55,11 @@ fn every_command_steers_debian() -> Result<(), Failed> {
         "filter.toml",
         "[[rule]]\nmsrs = [\"IA32_FEAT_CTL\"]\naccess = \"w\"\nverdict = \"deny\"\n",
     )?;
+    let scenario = guest.folder().file(
+        "scenario.toml",
+        "[[msr.scenario]]\n[[msr.scenario.step]]\nwait = '100ms'\ndo = 'power-button'\n",
+    )?;
+    let guest_trace = guest.folder().path("trace");
     let text = |path: &Path| path.to_str().map(str::to_owned).ok_or("no UTF-8");
     let mut running = guest.option("--control", &socket).start()?;
     running.wait_for("@ {\"Answer\":[2,")?;
@@ -102,6 +108,19 @@ fn every_command_steers_debian() -> Result<(), Failed> {
     let rules = said(&socket, &["filter", "show"])?;
     ensure(rules.contains("0x3a"), &rules)?;
 
+    // The kernel's functions have names in a trace that begins late.
+    let trace = guest_trace.as_path();
+    said(&socket, &["trace", "start", &text(trace)?])?;
+    value(&socket, "0x3f00", 0)?;
+    let stopped = json(&socket, &["trace", "stop"])?;
+    let recorded = Trace::open(trace)?;
+    ensure(
+        recorded.ending() == Ending::Whole && recorded.len() > 0,
+        (recorded.ending(), &stopped),
+    )?;
+    ensure(recorded.lstar().is_some(), "no IA32_LSTAR")?;
+    ensure(recorded.header().kernel.build_id.is_some(), "no build ID")?;
+
     // A copy goes its own way; this guest goes on.
     said(&socket, &["snapshot", &text(&snapshot)?])?;
     let mut copied = RestoredGuest::start(&snapshot, copy.clone())?;
@@ -117,7 +136,14 @@ fn every_command_steers_debian() -> Result<(), Failed> {
         (status, &console),
     )?;
 
-    said(&socket, &["power-button"])?;
+    // Another copy ends at once.
+    let ended = RestoredGuest::start(&snapshot, copy.clone())?;
+    ended.client()?;
+    said(&copy, &["stop"])?;
+    let (status, _) = ended.wait()?;
+    ensure(status.code() == Some(1), status)?;
+
+    said(&socket, &["scenario", &text(&scenario)?])?;
     let outcome = running.wait()?;
     ensure(outcome.status.success(), outcome.status)?;
     let report = outcome.report()?;

@@ -17,6 +17,7 @@ mod library;
 mod loading;
 mod ports;
 mod power_button;
+mod scenario;
 mod snapshot;
 mod snapshot_boot;
 mod snapshot_memory;
@@ -39,6 +40,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         loading::trials(),
         ports::trials(),
         power_button::trials(),
+        scenario::trials(),
         snapshot::trials(),
         snapshot_boot::trials(),
         snapshot_memory::trials(),

@@ -39,6 +39,9 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
                 to.record(&record, symbols)
                     .map_err(|error| cannot(&error))?;
             }
+            for (time, text) in trace.marks() {
+                to.mark(time, text).map_err(|error| cannot(&error))?;
+            }
             to.finish().map_err(|error| cannot(&error))
         }
         Format::Parquet => {

@@ -87,6 +87,11 @@ impl RunTrace {
         &self.path
     }
 
+    /// Where its records are left.
+    pub(crate) fn recorder(&self) -> &Arc<Recorder> {
+        &self.recorder
+    }
+
     /// The observer that records.
     pub(crate) fn observer(&self) -> Arc<dyn MsrObserver> {
         self.observer.clone()

@@ -34,11 +34,20 @@ pub(super) fn show(args: &ShowArgs) -> Result<(), Failure> {
         return top::print(&totals, by, args, symbols.as_ref());
     }
     let mut printer = Printer::new(args, &header, query.select(&header))?;
+    let marks = trace.marks().into_iter();
+    let marks: Vec<(u64, String)> = marks.map(|(time, text)| (time, text.to_owned())).collect();
+    let mut marks = marks.into_iter().peekable();
     for record in trace.records() {
         let record = record.map_err(|error| unreadable(&args.file, &error))?;
-        if !printer.print(&record, symbols.as_ref())? {
-            break;
+        while let Some((time, text)) = marks.next_if(|(time, _)| *time < record.time) {
+            printer.print_mark(time, &text)?;
         }
+        if !printer.print(&record, symbols.as_ref())? {
+            return printer.finish();
+        }
+    }
+    for (time, text) in marks {
+        printer.print_mark(time, &text)?;
     }
     printer.finish()
 }
@@ -56,6 +65,9 @@ fn follow(args: &ShowArgs) -> Result<(), Failure> {
             .map_err(|error| unreadable(&args.file, &error))?;
         if let (Some(symbols), Some(lstar)) = (&mut names, follower.lstar()) {
             symbols.set_lstar(lstar);
+        }
+        for (time, text) in follower.take_marks() {
+            printer.print_mark(time, &text)?;
         }
         for record in &records {
             if !printer.print(record, names.as_ref())? {
@@ -77,6 +89,8 @@ struct Printer<'a> {
     args: &'a ShowArgs,
     selection: Selection<'a>,
     rows: RowMaker<'a>,
+    /// When the recording began.
+    start: u64,
     out: BufWriter<io::Stdout>,
     printed: usize,
 }
@@ -91,6 +105,7 @@ impl<'a> Printer<'a> {
             args,
             selection,
             rows: RowMaker::new(header),
+            start: header.start,
             out: BufWriter::with_capacity(64 << 10, io::stdout()),
             printed: 0,
         };
@@ -122,6 +137,21 @@ impl<'a> Printer<'a> {
             writeln!(self.out, "{row}")
         };
         heard(written)
+    }
+
+    /// What was done to the VM from outside. A table of records has no row for it.
+    fn print_mark(&mut self, time: u64, text: &str) -> Result<(), Failure> {
+        let nanoseconds = time.saturating_sub(self.start);
+        let written = if self.args.json {
+            let line = serde_json::json!({ "time_ns": nanoseconds, "mark": text });
+            writeln!(self.out, "{line}")
+        } else if self.args.csv {
+            Ok(())
+        } else {
+            let (seconds, micros) = (nanoseconds / 1_000_000_000, nanoseconds / 1000 % 1_000_000);
+            writeln!(self.out, "{seconds:>5}.{micros:06} ------ {text}")
+        };
+        heard(written).map(drop)
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
