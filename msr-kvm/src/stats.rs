@@ -226,6 +226,13 @@ impl fmt::Display for StatsTable<'_> {
                 writeln!(f, "{:12}last {value:#x}: {fields}", "")?;
             }
         }
+        if let Some(faults) = self.bus.faults() {
+            writeln!(
+                f,
+                "accesses that went wrong on purpose: {}",
+                faults.injected()
+            )?;
+        }
         match self.stats.dropped() {
             0 => Ok(()),
             dropped => writeln!(

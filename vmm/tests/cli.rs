@@ -460,6 +460,70 @@ fn the_printed_configuration_is_itself_one_and_prints_the_same() {
 }
 
 #[test]
+fn explain_shows_the_faults_that_apply_and_errors_in_them_have_their_place() {
+    let device = "[[msr.device]]\ntype = \"thermal\"\n";
+    let fault = "[[msr.fault]]\nmsrs = [\"IA32_THERM_STATUS\"]\n";
+    let text =
+        format!("{device}{fault}kind = \"flip\"\nbits = 0x7f0000\nprobability = 0.25\nseed = 7\n");
+    let config = ConfigFile::new("faults", &text);
+    let shown = stdout(&["explain", "--config", config.path(), "IA32_THERM_STATUS"]);
+    assert!(
+        shown.contains(
+            "  fault  flip of bits 0x7f0000 in rw of 0x19c, probability 0.25, seed 0x7: [[msr.fault]]\n"
+        ),
+        "{shown}"
+    );
+    let json = stdout(&["explain", "--json", "--config", config.path(), "0x19c"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["faults"].as_array().unwrap().len(), 1);
+    let other = stdout(&["explain", "--config", config.path(), "IA32_THERM_INTERRUPT"]);
+    assert!(!other.contains("fault  "), "{other}");
+    for (rest, place, words) in [
+        ("kind = \"gp\"\n", ":5:", "and this has neither"),
+        (
+            "kind = \"gp\"\nprobability = 2.0\n",
+            ":6:",
+            "2 is not from 0 to 1",
+        ),
+        ("kind = \"gp\"\ninterval = 0\n", ":6:", "0 is no interval"),
+        (
+            "kind = \"gp\"\ninterval = 1\nvcpus = [1]\n",
+            ":7:",
+            "there is no vCPU 1: the guest has 1",
+        ),
+        ("kind = \"pg\"\ninterval = 1\n", ":5:", "did you mean"),
+        (
+            "kind = \"gp\"\nintervall = 1\n",
+            ":6:",
+            "did you mean `interval`?",
+        ),
+        (
+            "kind = \"delay\"\ninterval = 1\n",
+            ":5:",
+            "takes from 1 to 100000 microseconds",
+        ),
+    ] {
+        let config = ConfigFile::new("faults-error", &format!("{device}{fault}{rest}"));
+        let said = refusal(&["explain", "--config", config.path(), "0x19c"]);
+        assert!(said.contains(words), "{rest}: {said}");
+        assert!(
+            said.contains(&format!("{}{place}", config.path())),
+            "{rest}: {said}"
+        );
+    }
+    let unclaimed =
+        format!("{device}[[msr.fault]]\nmsrs = [\"IA32_EFER\"]\nkind = \"gp\"\ninterval = 1\n");
+    let config = ConfigFile::new("faults-unclaimed", &unclaimed);
+    let said = refusal(&["explain", "--config", config.path(), "0x19c"]);
+    assert!(
+        said.contains(":4:")
+            && said.contains("no device claims 0xc0000080")
+            && said.contains("\"forward\""),
+        "{said}"
+    );
+}
+
+#[test]
 fn errors_are_one_line_with_the_place_and_what_would_be_right() {
     for (name, text, message) in [
         (

@@ -78,6 +78,7 @@ fn every_command_of_the_task_pages_works() {
         ("device.md", 1),
         ("embed.md", 1),
         ("scenarios.md", 2),
+        ("fault-injection.md", 2),
     ] {
         assert_eq!(try_page(page), commands, "{page}");
     }

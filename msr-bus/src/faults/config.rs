@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use msr_filter::MsrRange;
+use msr_filter::{MsrRange, RangeSummary};
 use serde::{Deserialize, Serialize};
 
 use crate::{Access, U64};
@@ -80,6 +80,36 @@ impl fmt::Display for FaultKind {
             Self::Stale => "stale",
             Self::Delay => "delay",
         })
+    }
+}
+
+impl fmt::Display for FaultConfig {
+    /// What goes wrong, with which accesses and when: `flip of bits 0x7f0000 in rw of 0x19c, probability 0.25, seed 0x7`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.kind)?;
+        if let Some(bits) = self.bits {
+            write!(f, " of bits {:#x}", bits.0)?;
+        }
+        if let Some(delay) = self.delay_us {
+            write!(f, " of {delay} us")?;
+        }
+        write!(f, " in {} of {}", self.access, RangeSummary(&self.msrs))?;
+        if let Some(probability) = self.probability {
+            write!(f, ", probability {probability}")?;
+        }
+        if let Some(interval) = self.interval {
+            write!(f, ", interval {interval}")?;
+        }
+        if let Some(times) = self.times {
+            write!(f, ", times {times}")?;
+        }
+        if self.space > 0 {
+            write!(f, ", space {}", self.space)?;
+        }
+        if let Some(vcpus) = &self.vcpus {
+            write!(f, ", vCPUs {vcpus:?}")?;
+        }
+        write!(f, ", seed {:#x}", self.seed.0)
     }
 }
 

@@ -1,6 +1,6 @@
 //! `msr-vmm explain`: who answers an MSR, and why.
 
-use msr_bus::{Access, DeviceModel, ExitReason, MsrRange, Unclaimed};
+use msr_bus::{Access, DeviceModel, ExitReason, Faults, MsrRange, Unclaimed};
 use msr_filter::{DecidedBy, Verdict, fields, names};
 
 use serde_json::json;
@@ -23,6 +23,11 @@ pub(crate) fn explain(args: &ExplainArgs, models: &[DeviceModel]) -> Result<(), 
     let index = range.first();
     let answers = [("read", Access::READ), ("write", Access::WRITE)]
         .map(|(kind, access)| (kind, answer(&plan, index, access)));
+    let faults = plan.bus.faults().into_iter().flat_map(Faults::rules);
+    let faults: Vec<String> = faults
+        .filter(|rule| rule.msrs.iter().any(|msrs| msrs.contains(index)))
+        .map(ToString::to_string)
+        .collect();
     let initial = plan.initial.iter().find(|initial| initial.index == index);
     if args.json {
         let mut json = json!({ "msr": index, "name": names::name(index) });
@@ -31,6 +36,9 @@ pub(crate) fn explain(args: &ExplainArgs, models: &[DeviceModel]) -> Result<(), 
                 "value": format!("{:#x}", initial.value),
                 "mask": format!("{:#x}", initial.mask),
             });
+        }
+        if !faults.is_empty() {
+            json["faults"] = json!(faults);
         }
         for (kind, (who, why)) in answers {
             json[kind] = json!({ "answered_by": who, "why": why });
@@ -66,6 +74,9 @@ pub(crate) fn explain(args: &ExplainArgs, models: &[DeviceModel]) -> Result<(), 
         for reason in why {
             text += &format!("         - {reason}\n");
         }
+    }
+    for fault in faults {
+        text += &format!("  fault  {fault}: [[msr.fault]]\n");
     }
     print(&text)
 }

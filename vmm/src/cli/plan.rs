@@ -1,7 +1,7 @@
 //! The plan of a configuration without a VM, and what in it is probably a mistake.
 
-use msr_bus::{Access, CpuVendor, DeviceModel};
-use msr_filter::{FilterSpec, Rule, Warning};
+use msr_bus::{Access, CpuVendor, DeviceModel, MsrRange};
+use msr_filter::{FilterSpec, RangeSummary, Rule, Warning};
 use msr_kvm::{MsrPlan, MsrPlanBuilder, RuleSource};
 
 use crate::cli::{Failure, rule_warnings};
@@ -41,6 +41,17 @@ pub(crate) fn warn(loaded: &LoadedConfig, plan: &MsrPlan) {
         .chain(lost.map(ToString::to_string))
     {
         log::warn!("{warning}");
+    }
+    if let Some(faults) = plan.bus.faults() {
+        let msrs: Vec<MsrRange> = faults.rules().flat_map(|rule| rule.msrs.clone()).collect();
+        let rules = match faults.rules().count() {
+            1 => "1 rule".to_owned(),
+            several => format!("{several} rules"),
+        };
+        log::warn!(
+            "MSR accesses go wrong on purpose: {rules} of [[msr.fault]], on {}",
+            RangeSummary(&msrs)
+        );
     }
 }
 

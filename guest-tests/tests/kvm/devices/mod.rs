@@ -6,6 +6,7 @@
 use libtest_mimic::Trial;
 
 mod baseline;
+mod faults;
 mod icelake;
 mod live;
 mod models;
@@ -19,6 +20,7 @@ pub(crate) const PREFIX: &str = "devices::";
 /// This module's tests.
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = icelake::trials();
+    trials.extend(faults::trials());
     trials.extend(live::trials());
     trials.extend(zen3::trials());
     trials.extend(models::trials());
