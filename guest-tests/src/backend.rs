@@ -8,6 +8,8 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use msr_kvm::check::Report;
+
 use crate::assets::{self, AssetError};
 use crate::nested::error::OuterError;
 use crate::nested::outer::OuterVm;
@@ -23,6 +25,7 @@ const FORWARDED: &[&str] = &[
     "SEED",
     "KILLS",
     "SNAPSHOTS",
+    "HOSTILE_SECONDS",
     "VERBOSE",
 ];
 
@@ -71,13 +74,20 @@ pub fn in_outer_vm() -> bool {
 
 /// Chooses the backend, and says on standard error which it is and why.
 pub fn choose() -> Result<Backend, BackendError> {
+    choose_for(|report| report.missing_for_linux(), "boots Linux")
+}
+
+fn choose_for(
+    missing: impl FnOnce(&Report) -> Vec<String>,
+    can: &str,
+) -> Result<Backend, BackendError> {
     if in_outer_vm() {
         return Ok(Backend::Kvm);
     }
     let (backend, reason) = match env::var("BACKEND").ok().as_deref() {
-        None | Some("") => match host_runs_linux() {
-            Ok(()) => (Backend::Kvm, "this host's KVM boots Linux".to_owned()),
-            Err(missing) => (Backend::Nested, missing),
+        None | Some("") => match missing(&msr_kvm::check::probe()).into_iter().next() {
+            None => (Backend::Kvm, format!("this host's KVM {can}")),
+            Some(missing) => (Backend::Nested, missing),
         },
         Some("kvm") => {
             kvm_ioctls::Kvm::new().map_err(BackendError::NoKvm)?;
@@ -98,7 +108,24 @@ pub fn choose() -> Result<Backend, BackendError> {
 ///
 /// `pack` puts into the outer VM what will be asked of [`assets`] there.
 pub fn run_elsewhere(arguments: &[String], pack: Pack) -> Option<ExitCode> {
-    match choose() {
+    elsewhere(choose(), arguments, pack)
+}
+
+/// The same for guests of a few instructions, which run on a KVM that cannot boot Linux.
+pub fn run_tiny_guests_elsewhere(arguments: &[String], pack: Pack) -> Option<ExitCode> {
+    let backend = choose_for(
+        |report| report.missing_for_micro_guests(),
+        "runs tiny guests",
+    );
+    elsewhere(backend, arguments, pack)
+}
+
+fn elsewhere(
+    backend: Result<Backend, BackendError>,
+    arguments: &[String],
+    pack: Pack,
+) -> Option<ExitCode> {
+    match backend {
         Ok(Backend::Kvm) => None,
         Ok(Backend::Nested) => Some(run_in_outer_vm(arguments, pack, None)),
         Err(error) => Some(failure(&error)),
@@ -167,10 +194,4 @@ pub fn harness_arguments(given: impl IntoIterator<Item = String>) -> Vec<String>
         arguments.push(format!("--color={colour}"));
     }
     arguments
-}
-
-/// Whether the host's KVM can boot Linux; the first thing that is missing otherwise.
-fn host_runs_linux() -> Result<(), String> {
-    let missing = msr_kvm::check::probe().missing_for_linux();
-    missing.into_iter().next().map_or(Ok(()), Err)
 }

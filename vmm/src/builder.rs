@@ -209,7 +209,7 @@ impl VmBuilder {
         };
         mark(BootEvent::MsrPlan);
 
-        let kvm = Kvm::new().map_err(VmError::Open)?;
+        let kvm = open_kvm().map_err(VmError::Open)?;
         let vm = Arc::new(kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?);
         // Before the irqchip, whose creation leaves RCU callbacks pending. KVM waits out a grace period when a filter
         // is replaced; with callbacks pending that takes 10 ms and more, and without some microseconds.
@@ -360,6 +360,16 @@ impl VmBuilder {
             save_context: Arc::new(save_context),
             restored: self.snapshot.is_some(),
         })
+    }
+}
+
+/// Opens /dev/kvm, whatever signals come meanwhile.
+fn open_kvm() -> Result<Kvm, kvm_ioctls::Error> {
+    loop {
+        match Kvm::new() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            other => return other,
+        }
     }
 }
 

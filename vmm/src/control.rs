@@ -2,8 +2,11 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
@@ -156,6 +159,17 @@ pub(crate) fn install_kick_handler() -> Result<(), vmm_sys_util::errno::Error> {
     register_signal_handler(kick_signal(), kicked)
 }
 
+/// Takes the vCPU of `thread`, which has not been joined, out of KVM_RUN. One that has ended needs no kick.
+///
+/// A real-time signal needs a place in its user's queue (RLIMIT_SIGPENDING), which other processes may have filled: without
+/// one a pause would wait for ever for a vCPU that knows nothing of it.
+pub(crate) fn kick(thread: &JoinHandle<()>) {
+    // SAFETY: a thread that has not been joined keeps its ID.
+    while unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) } == libc::EAGAIN {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Lets [`kick_signal`] reach the calling thread, which inherited the signal mask of whoever started it: a
 /// program that takes its signals from a signalfd blocks them all.
 pub(crate) fn accept_kicks() {
@@ -200,7 +214,7 @@ impl Drop for Kickable {
 mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::thread;
+    use std::time::Instant;
 
     use super::*;
 
@@ -292,5 +306,41 @@ mod tests {
         control.stop();
         waiting.join().unwrap();
         assert!(matches!(control.checkpoint(0), Command::Stop));
+    }
+
+    #[test]
+    fn a_kick_waits_for_a_place_in_a_full_queue_of_signals() {
+        fn limit(places: libc::rlim_t) -> libc::rlim_t {
+            let mut limit = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            // SAFETY: both read and write this struct alone.
+            unsafe { libc::getrlimit(libc::RLIMIT_SIGPENDING, &raw mut limit) };
+            let before = limit.rlim_cur;
+            limit.rlim_cur = places;
+            // SAFETY: as above.
+            unsafe { libc::setrlimit(libc::RLIMIT_SIGPENDING, &raw const limit) };
+            before
+        }
+        const FULL: Duration = Duration::from_millis(50);
+        install_kick_handler().unwrap();
+        let waiting = thread::spawn(|| {
+            accept_kicks();
+            thread::park_timeout(Duration::from_secs(60));
+        });
+        // Other tests' kicks wait as well.
+        let before = limit(0);
+        let emptied = thread::spawn(move || {
+            thread::sleep(FULL);
+            limit(before);
+        });
+        let begin = Instant::now();
+        kick(&waiting);
+        let took = begin.elapsed();
+        emptied.join().unwrap();
+        assert!(took >= FULL / 2, "{took:?}");
+        waiting.thread().unpark();
+        waiting.join().unwrap();
     }
 }

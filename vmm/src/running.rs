@@ -11,10 +11,9 @@ use msr_bus::{MsrBus, VcpuId};
 use msr_filter::{FilterConfig, InstallError, MsrFilter};
 use msr_kvm::{MsrPlan, VmMsrs, VmMsrsError};
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::signal::Killable;
 
 use crate::boot::Images;
-use crate::control::{Control, install_kick_handler, kick_signal};
+use crate::control::{Control, install_kick_handler, kick};
 use crate::devices::power::PowerManagement;
 use crate::devices::serial::Console;
 use crate::devices::virtio::MmioDevice;
@@ -232,7 +231,7 @@ impl RunningVm {
         let task = move |vcpu: &mut Vcpu| drop(sender.send(work(vcpu)));
         self.control.submit(place, Box::new(task));
         // A thread that has ended has dropped the task.
-        let _ = thread.kill(kick_signal());
+        kick(thread);
         receiver.recv().map_err(|_| VcpuGone(vcpu))
     }
 
@@ -332,10 +331,7 @@ impl RunningVm {
     }
 
     fn kick(&self) {
-        for thread in &self.threads {
-            // A thread that has ended needs no kick.
-            let _ = thread.kill(kick_signal());
-        }
+        self.threads.iter().for_each(kick);
     }
 
     fn halt(&mut self) {

@@ -21,6 +21,7 @@
 //! # Ok::<(), guest_tests::guest::ReportError>(())
 //! ```
 
+mod block;
 mod boot;
 mod complaint;
 mod initrd;
@@ -33,6 +34,7 @@ mod tiny;
 mod traced;
 mod watch;
 
+pub use block::{BLOCK_DATA, BlockRequest};
 pub use boot::{BootError, COMMAND_LINE, Folder, Guest, Outcome, RunningGuest};
 pub use complaint::complaint;
 pub(crate) use initrd::DISK_MODULES;

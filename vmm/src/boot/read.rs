@@ -36,9 +36,7 @@ pub(super) fn read(
             offset: offset + from,
         };
         let at = GuestAddress(address.0 + from);
-        memory
-            .read_exact_volatile_from(at, &mut file, (to - from) as usize)
-            .map_err(io_error)
+        read_all(memory, at, &mut file, (to - from) as usize)
     };
     if size < PARALLEL_READ_MIN {
         return part(0, size);
@@ -57,6 +55,26 @@ pub(super) fn read(
             Err(_) => part(middle, size),
         }
     })
+}
+
+/// Reads until all is there: one read(2) may give less, as file systems on a network and in userspace do.
+fn read_all(
+    memory: &GuestMemoryMmap,
+    mut address: GuestAddress,
+    file: &mut impl ReadVolatile,
+    mut left: usize,
+) -> io::Result<()> {
+    while left > 0 {
+        let count = memory.read_volatile_from(address, file, left);
+        match count.map_err(io_error)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                address.0 += count as u64;
+                left -= count;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A file from a place on, which is its reader's own.
@@ -126,6 +144,40 @@ mod tests {
                 .collect();
             assert!(bytes == expected, "{size} bytes");
         }
+    }
+
+    /// Gives at most three bytes at a time.
+    struct Slow<'a>(FileAt<'a>);
+
+    impl ReadVolatile for Slow<'_> {
+        fn read_volatile<B: BitmapSlice>(
+            &mut self,
+            buf: &mut VolatileSlice<'_, B>,
+        ) -> Result<usize, VolatileMemoryError> {
+            let length = buf.len().min(3);
+            self.0.read_volatile(&mut buf.subslice(0, length)?)
+        }
+    }
+
+    #[test]
+    fn a_file_that_gives_a_few_bytes_at_a_time_is_read_to_the_end() {
+        let (file, memory) = counting(1024);
+        let at = FileAt {
+            file: &file,
+            offset: 4,
+        };
+        let address = GuestAddress(0xffe);
+        read_all(&memory, address, &mut Slow(at), 4000).unwrap();
+        let mut bytes = vec![0; 4000];
+        memory.read_slice(&mut bytes, address).unwrap();
+        let expected: Vec<u8> = (1..1001).flat_map(u32::to_le_bytes).collect();
+        assert!(bytes == expected);
+        let at = FileAt {
+            file: &file,
+            offset: 4,
+        };
+        let error = read_all(&memory, address, &mut Slow(at), 4093).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

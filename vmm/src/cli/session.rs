@@ -133,10 +133,14 @@ pub(crate) fn serve(
         grace,
         deadline: None,
         ended: false,
+        refused: None,
     }));
     let mut events = EventManager::new().map_err(event_error)?;
     let subscriber: Subscriber<'_> = session.clone();
     events.add_subscriber(subscriber);
+    if let Some(error) = session.borrow_mut().refused.take() {
+        return Err(error);
+    }
     let trace = steering.trace;
     let scenarios = steering
         .watches
@@ -160,6 +164,11 @@ pub(crate) fn serve(
     if let Some(server) = &server {
         let subscriber: Subscriber<'_> = server.clone();
         events.add_subscriber(subscriber);
+        if let Some(words) = server.borrow().refused() {
+            return Err(io::Error::other(format!(
+                "cannot serve the control socket: {words}"
+            )));
+        }
     }
     while !session.borrow().ended {
         let deadline = session.borrow().deadline;
@@ -194,7 +203,7 @@ fn milliseconds(time: Duration) -> i32 {
 }
 
 fn event_error(error: event_manager::Error) -> io::Error {
-    io::Error::other(error.to_string())
+    io::Error::other(format!("cannot wait for events: {error}"))
 }
 
 /// What is known of standard input.
@@ -222,6 +231,8 @@ struct Session<'a> {
     /// When a guest that was asked to switch itself off is stopped.
     deadline: Option<Instant>,
     ended: bool,
+    /// What the host said where it watches nothing for the session, which then knows neither input nor end.
+    refused: Option<io::Error>,
 }
 
 impl MutEventSubscriber for Session<'_> {
@@ -233,12 +244,18 @@ impl MutEventSubscriber for Session<'_> {
         ];
         for (fd, data) in fds {
             if let Err(error) = ops.add(Events::with_data_raw(fd, data, EventSet::IN)) {
-                log::error!("cannot watch file descriptor {fd}: {error}");
+                self.refused = Some(event_error(error));
+                return;
             }
         }
-        if self.watch_stdin(ops).is_err() {
-            self.stdin = Stdin::AlwaysReadable;
-            self.pump(ops);
+        match self.watch_stdin(ops) {
+            Ok(()) => {}
+            // The one that epoll_ctl(2) has for files.
+            Err(event_manager::Error::Epoll(errno)) if errno.errno() == libc::EPERM => {
+                self.stdin = Stdin::AlwaysReadable;
+                self.pump(ops);
+            }
+            Err(error) => self.refused = Some(event_error(error)),
         }
     }
 

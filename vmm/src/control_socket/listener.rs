@@ -65,7 +65,13 @@ impl ControlSocket {
         let listener = UnixListener::bind(path);
         // SAFETY: as above.
         unsafe { libc::umask(before) };
-        let listener = listener.map_err(host)?;
+        let listener = listener.map_err(|error| {
+            // Made and not listened to. One that somebody else has made meanwhile is in use.
+            if error.kind() != ErrorKind::AddrInUse && is_abandoned(path) {
+                let _ = std::fs::remove_file(path);
+            }
+            host(error)
+        })?;
         let socket = Self {
             listener,
             path: Some(path.to_owned()),
@@ -80,6 +86,11 @@ impl ControlSocket {
         self.path = None;
         self
     }
+}
+
+/// Whether there is a socket that nobody listens to.
+fn is_abandoned(path: &Path) -> bool {
+    UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 impl Drop for ControlSocket {

@@ -34,6 +34,7 @@ pub struct Server<H> {
     socket: ControlSocket,
     handler: H,
     clients: BTreeMap<RawFd, Connection>,
+    refused: Option<String>,
 }
 
 /// The clients that wait for the guest's end.
@@ -62,7 +63,14 @@ impl<H: Handler> Server<H> {
             socket,
             handler,
             clients: BTreeMap::new(),
+            refused: None,
         }
+    }
+
+    /// Why no client will ever be served, if the event loop has not taken the socket. To be asked once it has been given
+    /// the server.
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
     }
 
     /// Ends the service, but for those who wait for the guest's end.
@@ -204,7 +212,7 @@ fn push(client: &mut Connection, id: Option<Id>, outcome: Result<Value, Error>) 
 impl<H: Handler> MutEventSubscriber for Server<H> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(self.listening()) {
-            log::error!("cannot watch the control socket: {error}");
+            self.refused = Some(error.to_string());
         }
     }
 

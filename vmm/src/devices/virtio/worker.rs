@@ -129,6 +129,9 @@ impl Drop for Worker {
     }
 }
 
+/// How often a service whose events cannot be watched looks whether it is to stop, in milliseconds.
+const DEAF_WAIT: i32 = 20;
+
 /// Serves until the service is told to stop, and returns it.
 fn serve(mut service: Service, events: &mut EventManager<Service>) -> Option<Service> {
     service.serve_all();
@@ -138,7 +141,9 @@ fn serve(mut service: Service, events: &mut EventManager<Service>) -> Option<Ser
         if !running {
             break;
         }
-        if let Err(error) = events.run() {
+        // One that cannot be woken looks from time to time.
+        let deaf = events.subscriber_mut(id).is_ok_and(|s| s.deaf);
+        if let Err(error) = events.run_with_timeout(if deaf { DEAF_WAIT } else { -1 }) {
             log::error!("a virtio device cannot wait for its driver: {error}");
             break;
         }
@@ -169,6 +174,8 @@ pub(super) struct Service {
     pub(super) notifier: Arc<Notifier>,
     stop: Option<Arc<Stop>>,
     broken: bool,
+    /// The host refused to watch an event: what tells it to stop may be among those.
+    deaf: bool,
 }
 
 impl Service {
@@ -189,6 +196,7 @@ impl Service {
             notifier,
             stop: None,
             broken: false,
+            deaf: false,
         }
     }
 
@@ -258,6 +266,7 @@ impl Service {
 
 impl MutEventSubscriber for Service {
     fn init(&mut self, ops: &mut EventOps) {
+        self.deaf = false;
         let kicks = (0u32..).zip(self.kicks.iter());
         let kicks = kicks.map(|(index, kick)| Events::with_data(kick, index, EventSet::IN));
         let stop = self.stop.iter();
@@ -267,6 +276,7 @@ impl MutEventSubscriber for Service {
                 self.driver_log
                     .log(format_args!("cannot wait for the driver: {error}"));
                 self.broken = true;
+                self.deaf = true;
                 self.notifier.needs_reset();
             }
         }
