@@ -10,6 +10,7 @@
 pub mod acpi;
 pub mod block;
 pub mod config;
+pub mod control;
 pub mod devices;
 pub mod filter;
 pub mod import;
@@ -20,6 +21,7 @@ pub mod payload;
 pub mod ports;
 pub mod state;
 pub mod syntax;
+pub mod trace;
 pub mod virtio;
 
 /// A target: its name, which is also that of its corpus, and its function.
@@ -30,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     ("acpi", acpi::run),
     ("block", block::run),
     ("config", config::run),
+    ("control", control::run),
     ("devices", devices::run),
     ("filter", filter::run),
     ("import", import::run),
@@ -39,5 +42,6 @@ pub const TARGETS: &[Target] = &[
     ("ports", ports::run),
     ("state", state::run),
     ("syntax", syntax::run),
+    ("trace", trace::run),
     ("virtio", virtio::run),
 ];
