@@ -308,7 +308,7 @@ where
         ConfigError::Value {
             device: name.to_owned(),
             key,
-            message: error.into_inner().to_string().trim().to_owned(),
+            message: error.inner().message().trim().replace('\n', "; "),
         }
     })
 }

@@ -15,8 +15,8 @@ use crate::control::Control;
 use crate::cpu::topology::apic_id;
 use crate::cpu::{ByEffect, Cpuid, HostCpu, OnUnoffered, Unoffered};
 use crate::cpu::{msrs, pmu};
-use crate::devices::virtio;
 use crate::devices::virtio::block::DiskConfig;
+use crate::devices::{generation_id, virtio};
 use crate::machine::{Machine, create_interrupt_controllers, virtio_devices};
 use crate::memory;
 use crate::sandbox::ThreadFilters;
@@ -282,6 +282,11 @@ impl VmBuilder {
                 bus: msrs.bus(),
             };
             snapshot.restore(&kvm, &vm, &fds, &devices, &msrs.plan().live)?;
+        }
+        generation_id::renew(&memory)
+            .map_err(VmError::host("cannot make a generation identifier"))?;
+        if self.snapshot.is_some() {
+            generation_id::notify(&vm).map_err(VmError::kvm("KVM_IRQ_LINE"))?;
         }
         let mut loaded = None;
         if let Some(loading) = loading {

@@ -19,6 +19,10 @@ pub const CMDLINE_MAX: usize = 0x1_0000;
 pub const MULTIBOOT_INFO: u64 = 0x9_0000;
 /// The extended BIOS data area: the end of usable memory below 1 MiB.
 pub const EBDA: u64 = 0x9_fc00;
+/// The page of the generation identifier, before the ACPI tables.
+pub const GENERATION_ID_PAGE: u64 = 0xd_f000;
+/// The generation identifier, 16 bytes. It is not at the page's start, where an option ROM would be looked for.
+pub const GENERATION_ID: u64 = GENERATION_ID_PAGE + 0x28;
 /// The ACPI tables, from the RSDP on, in the BIOS area where nothing else is.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// The end of the area for ACPI tables.
@@ -73,6 +77,9 @@ pub const BOOT_TIMER: u16 = 0x610;
 /// The ACPI interrupt (SCI): level-triggered, active high. The line is high while a PM1a status bit and its enable bit
 /// are both set.
 pub const SCI_IRQ: u32 = 9;
+
+/// The interrupt of the ACPI event device that tells of another generation identifier: a rising edge.
+pub const GENERATION_IRQ: u32 = 5;
 
 /// The virtio-mmio devices' interrupts, in the order in which devices get them: pins of the I/O APIC that
 /// nothing else uses.

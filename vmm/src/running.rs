@@ -309,7 +309,7 @@ impl RunningVm {
         self.msrs.bus()
     }
 
-    pub(crate) fn fd(&self) -> &VmFd {
+    pub(crate) fn fd(&self) -> &Arc<VmFd> {
         &self.fd
     }
 

@@ -781,6 +781,31 @@ fn what_a_control_socket_needs_is_part_of_the_sandbox_only_with_one() {
 }
 
 #[test]
+fn snapshots_are_part_of_the_sandbox_where_they_are_asked_for() {
+    let show = ["sandbox", "show", "--sandbox=on", "--control", "vm.sock"];
+    let without = stdout(&show);
+    assert!(!without.contains("openat"), "{without}");
+    let with = stdout(&[&show[..], &["--snapshots", "/srv/saved"]].concat());
+    assert!(
+        with.contains("  /srv/saved: read, write, create, remove")
+            && with.contains("  openat")
+            && with.contains("KVM_GET_DEVICE_ATTR"),
+        "{with}"
+    );
+    let outside = refusal(&["run", "--kernel", "k", "--snapshots", "/tmp"]);
+    assert!(outside.contains("need --sandbox=on"), "{outside}");
+    let nowhere = [
+        "run",
+        "--kernel",
+        "k",
+        "--sandbox=on",
+        "--snapshots",
+        "/nowhere",
+    ];
+    assert!(refusal(&nowhere).contains("name a folder that exists"));
+}
+
+#[test]
 fn the_reference_says_which_keys_can_be_set_while_the_guest_runs() {
     let text = stdout(&["devices", "thermal"]);
     let live = |key: &str| {

@@ -2,8 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate,
-    Scope,
+    AddressSpace, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
+    Path, ResourceTemplate, Scope,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -16,6 +16,13 @@ const REVISION: u8 = 2;
 const PROCESSOR: &str = "ACPI0007";
 /// The hardware id of a virtio-mmio device (Linux, drivers/virtio/virtio_mmio.c).
 const VIRTIO_MMIO: &str = "LNRO0005";
+
+/// The compatible ID of a generation identifier (Microsoft, "Virtual Machine Generation ID").
+const GENERATION_COUNTER: &str = "VM_Gen_Counter";
+/// What a generation identifier is notified of when it has changed (the same).
+const GENERATION_CHANGED: u8 = 0x80;
+/// The hardware id of a generic event device (5.6.9.1).
+const EVENT_DEVICE: &str = "ACPI0013";
 
 /// How many devices of a kind there can be: names have a letter and three hexadecimal digits.
 pub(super) const NAMES: usize = 0x1000;
@@ -34,6 +41,7 @@ pub(super) fn build(config: &AcpiConfig<'_>) -> Sdt {
     for (device, number) in config.virtio.iter().zip(0..) {
         virtio(&mut devices, device, number);
     }
+    generation_id(&mut devices);
     for bus in config.pci_buses {
         pci_root(&mut devices, *bus);
     }
@@ -90,6 +98,40 @@ fn virtio(aml: &mut Vec<u8>, device: &VirtioMmio, number: u32) {
                     &Memory32Fixed::new(true, device.base, device.size),
                     &edge_interrupt(device.gsi),
                 ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The generation identifier (QEMU, docs/specs/vmgenid.rst), found by its compatible ID, and the event device whose interrupt
+/// notifies it (5.6.9).
+fn generation_id(aml: &mut Vec<u8>) {
+    let (low, high) = (layout::GENERATION_ID as u32, 0u8);
+    Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"MSRV0001"),
+            &Name::new("_CID".into(), &GENERATION_COUNTER),
+            &Name::new("_DDN".into(), &GENERATION_COUNTER),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    )
+    .to_aml_bytes(aml);
+    Device::new(
+        "GED_".into(),
+        vec![
+            &Name::new("_HID".into(), &EVENT_DEVICE),
+            &Name::new("_UID".into(), &0u8),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![&edge_interrupt(layout::GENERATION_IRQ)]),
+            ),
+            &Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &GENERATION_CHANGED)],
             ),
         ],
     )

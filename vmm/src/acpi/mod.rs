@@ -2,7 +2,8 @@
 //!
 //! The hardware model is ACPI's fixed one, not the hardware-reduced one: status, enable and control registers of PM1a at
 //! I/O ports, which give `poweroff`, and a *fixed* power button. The guest never has to enable ACPI mode (`SMI_CMD` is
-//! 0), has no PM timer, no general-purpose events and no CMOS RTC, and is told so.
+//! 0), has no PM timer, no general-purpose events and no CMOS RTC, and is told so. A generic event device has the one event that is
+//! not the power button's: another [generation identifier](crate::layout::GENERATION_ID).
 //!
 //! Sections cited are those of the ACPI specification, release 6.5.
 

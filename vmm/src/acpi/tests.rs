@@ -231,6 +231,10 @@ fn the_dsdt_has_soft_off_and_each_device_with_its_resources() {
     }
     assert_eq!(dsdt.windows(8).filter(|w| w == b"LNRO0005").count(), 2);
     assert!(!contains(dsdt, PCI_ROOT), "no bus, no root");
+    // Package () {0xdf028, 0}, and in _EVT: Notify (\\_SB.VGEN, 0x80).
+    assert!(contains(dsdt, b"VM_Gen_Counter\0"));
+    assert!(contains(dsdt, b"ADDR\x12\x08\x02\x0c\x28\xf0\x0d\x00\x00"));
+    assert!(contains(dsdt, b"_EVT\x09\x86\\\x2e_SB_VGEN\x0a\x80"));
 }
 
 /// PNP0A03 as _HID has it (19.3.4): three letters of five bits, and four digits.

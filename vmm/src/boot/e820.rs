@@ -12,6 +12,8 @@ use crate::memory::GuestMemoryMmap;
 pub(super) enum E820Type {
     /// Free to use.
     Ram = 1,
+    /// Not for the guest's own use.
+    Reserved = 2,
     /// Holds ACPI tables.
     AcpiTables = 3,
 }
@@ -37,7 +39,8 @@ impl From<E820Entry> for boot_e820_entry {
     }
 }
 
-/// The map of `memory`: all of it is free but what a PC keeps between the EBDA and 1 MiB, where the ACPI tables are.
+/// The map of `memory`: all of it is free but what a PC keeps between the EBDA and 1 MiB, where the generation identifier and the
+/// ACPI tables are.
 pub(super) fn map(memory: &GuestMemoryMmap) -> Vec<E820Entry> {
     let mut map = Vec::new();
     let mut add = |address: u64, end: u64, kind| {
@@ -53,6 +56,11 @@ pub(super) fn map(memory: &GuestMemoryMmap) -> Vec<E820Entry> {
         let start = region.start_addr().raw_value();
         let end = start + region.len();
         add(start, end.min(layout::EBDA), E820Type::Ram);
+        add(
+            start.max(layout::GENERATION_ID_PAGE),
+            end.min(layout::ACPI_TABLES),
+            E820Type::Reserved,
+        );
         add(
             start.max(layout::ACPI_TABLES),
             end.min(layout::ACPI_TABLES_END),
@@ -85,6 +93,7 @@ mod tests {
             mapped(&[(0, 256 << 20)]),
             [
                 (0, 0x9_fc00, 1),
+                (0xd_f000, 0x1000, 2),
                 (0xe_0000, 0x2_0000, 3),
                 (0x10_0000, 255 << 20, 1),
             ]
@@ -94,7 +103,7 @@ mod tests {
     #[test]
     fn memory_goes_on_at_4_gib_after_the_device_hole() {
         assert_eq!(
-            mapped(&[(0, 3 << 30), (4 << 30, 1 << 30)])[2..],
+            mapped(&[(0, 3 << 30), (4 << 30, 1 << 30)])[3..],
             [(0x10_0000, (3 << 30) - (1 << 20), 1), (4 << 30, 1 << 30, 1)]
         );
     }
@@ -103,7 +112,11 @@ mod tests {
     fn a_guest_of_1_mib_has_no_high_memory() {
         assert_eq!(
             mapped(&[(0, 1 << 20)]),
-            [(0, 0x9_fc00, 1), (0xe_0000, 0x2_0000, 3)]
+            [
+                (0, 0x9_fc00, 1),
+                (0xd_f000, 0x1000, 2),
+                (0xe_0000, 0x2_0000, 3)
+            ]
         );
         assert_eq!(mapped(&[(0, 0x8_0000)]), [(0, 0x8_0000, 1)]);
     }

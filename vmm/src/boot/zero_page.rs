@@ -95,7 +95,7 @@ mod tests {
         let bytes = params.as_slice();
         assert_eq!(bytes.len(), 4096);
         assert_eq!(u32_at(&params, 0x70), 0xe_0000, "acpi_rsdp_addr");
-        assert_eq!(bytes[0x1e8], 3, "e820_entries");
+        assert_eq!(bytes[0x1e8], 4, "e820_entries");
         assert_eq!(bytes[0x1ef], 0, "sentinel");
         assert_eq!(bytes[0x1fe..0x200], [0x55, 0xaa], "boot_flag");
         assert_eq!(&bytes[0x202..0x206], b"HdrS");
@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(u32_at(&params, 0x228), 0x2_0000, "cmd_line_ptr");
         assert_eq!(u32_at(&params, 0x238), 2047, "cmdline_size");
         assert_eq!(u32_at(&params, 0x2d0 + 8), 0x9_fc00, "e820_table[0].size");
-        assert_eq!(u32_at(&params, 0x2d0 + 40), 0x10_0000, "e820_table[2].addr");
+        assert_eq!(u32_at(&params, 0x2d0 + 60), 0x10_0000, "e820_table[3].addr");
     }
 
     #[test]

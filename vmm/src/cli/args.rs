@@ -344,6 +344,9 @@ pub struct RestoreArgs {
     /// At the end, print where the time of the start went.
     #[arg(long)]
     pub boot_timing: bool,
+    /// What is taken from the process before the guest runs.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// What `msr-vmm filter` takes.

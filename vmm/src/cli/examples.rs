@@ -64,6 +64,10 @@ pub(crate) fn of(command: &str) -> &'static [Example] {
                         "The same with a copy of its disk, steered by a socket of its own",
                         "msr-vmm restore saved.vm --disk copy.img --control copy.sock",
                     ),
+                    example(
+                        "Carry it on in the sandbox, where it can be saved again in one folder",
+                        "msr-vmm restore saved.vm --sandbox=on --snapshots saved --control vm.sock",
+                    ),
                 ]
             }
         }

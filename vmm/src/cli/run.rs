@@ -20,7 +20,7 @@ use crate::cli::sandbox::Confined;
 use crate::cli::trace::{RunTrace, TraceOptions, tell};
 use crate::cli::{Failure, footprint, print, session};
 use crate::config::LoadedConfig;
-use crate::control_socket::ControlSocket;
+use crate::control_socket::{ControlSocket, Files};
 use crate::sandbox::Role;
 use crate::scenario::{WatchedOutput, Watches};
 use crate::shutdown::ShutdownReason;
@@ -106,7 +106,8 @@ pub(crate) fn restore(
         builder = builder.changed_disks();
     }
     let signals = session::block_signals().map_err(Failure::fault)?;
-    machine.serve(builder, signals, None, &Confined::not())
+    let confined = args.confine(&machine.loaded.config, models)?;
+    machine.serve(builder, signals, None, &confined)
 }
 
 /// The control socket, where one is asked for.
@@ -208,7 +209,11 @@ impl Machine<'_> {
                 socket
             },
             stats,
-            files: !confined.is_confined(),
+            files: if confined.is_confined() {
+                Files::Under(confined.snapshots.clone())
+            } else {
+                Files::Any
+            },
         });
         let steering = session::Steering {
             control,

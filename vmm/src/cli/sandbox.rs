@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use msr_bus::DeviceModel;
 
-use crate::cli::args::RunArgs;
+use crate::cli::args::{RestoreArgs, RunArgs};
 use crate::cli::{Failure, print, terminal};
 use crate::config::Config;
 use crate::sandbox::{FileAccess, Sandbox, ThreadFilters, User, report_violations};
@@ -36,6 +36,9 @@ pub struct SandboxArgs {
     /// Give the process a network namespace with nothing in it.
     #[arg(long)]
     pub netns: bool,
+    /// Let `msr-vmm ctl PATH snapshot` save the VM in this folder, which the sandbox otherwise keeps it from.
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath, conflicts_with = "chroot")]
+    pub snapshots: Option<PathBuf>,
 }
 
 /// What `msr-vmm sandbox` does.
@@ -49,18 +52,86 @@ impl SandboxArgs {
     /// The sandbox, unless it is off.
     fn of(&self, config: &Config, models: &[DeviceModel]) -> Result<Option<Sandbox>, Failure> {
         if self.sandbox == Switch::Off {
-            if self.user.is_some() || self.chroot.is_some() || self.netns {
+            if self.user.is_some()
+                || self.chroot.is_some()
+                || self.netns
+                || self.snapshots.is_some()
+            {
                 return Err(Failure::usage(
-                    "--user, --chroot and --netns are parts of the sandbox: they need --sandbox=on",
+                    "--user, --chroot, --netns and --snapshots are parts of the sandbox: they need --sandbox=on",
                 ));
             }
             return Ok(None);
         }
-        let sandbox = Sandbox::new(config, models)
+        let mut sandbox = Sandbox::new(config, models)
             .chroot(self.chroot.clone())
             .user(self.user)
             .network_namespace(self.netns);
+        if let Some(folder) = &self.snapshots {
+            sandbox = sandbox.snapshots(folder);
+        }
         Ok(Some(sandbox))
+    }
+
+    /// The folder for snapshots by the name that it has whatever the process's own folder is.
+    fn snapshot_folder(&self) -> Result<Option<PathBuf>, Failure> {
+        let Some(folder) = &self.snapshots else {
+            return Ok(None);
+        };
+        let wrong = |what: String| {
+            Failure::usage(format!(
+                "--snapshots {}: {what}; name a folder that exists",
+                folder.display()
+            ))
+        };
+        let absolute = folder
+            .canonicalize()
+            .map_err(|error| wrong(error.to_string()))?;
+        if absolute.is_dir() {
+            Ok(Some(absolute))
+        } else {
+            Err(wrong("it is no folder".to_owned()))
+        }
+    }
+
+    /// Confines the process to this sandbox, before the guest's files are opened.
+    fn confine(&self, sandbox: Option<Sandbox>) -> Result<Confined, Failure> {
+        let Some(sandbox) = sandbox else {
+            return Ok(Confined::not());
+        };
+        let snapshots = self.snapshot_folder()?;
+        report_violations(terminal::restore).map_err(Failure::fault)?;
+        let confinement = sandbox.confine().map_err(Failure::fault)?;
+        for missing in confinement.missing {
+            log::warn!("sandbox: {missing}");
+        }
+        let filters = sandbox.thread_filters().map_err(Failure::fault)?;
+        Ok(Confined {
+            sandbox: Some(sandbox),
+            snapshots,
+            filters,
+        })
+    }
+}
+
+impl RestoreArgs {
+    /// Confines the process to what a VM of this configuration needs when it is restored: the snapshot and the disks, and no kernel.
+    pub(crate) fn confine(
+        &self,
+        config: &Config,
+        models: &[DeviceModel],
+    ) -> Result<Confined, Failure> {
+        let mut config = config.clone();
+        (config.vm.kernel, config.vm.initrd) = (None, None);
+        if !self.disks.is_empty() {
+            config.vm.disks.clone_from(&self.disks);
+        }
+        let sandbox = self.sandbox.of(&config, models)?;
+        let mut sandbox = sandbox.map(|sandbox| sandbox.file(&self.folder, FileAccess::Read));
+        if self.control.is_some() {
+            sandbox = sandbox.map(Sandbox::control_socket);
+        }
+        self.sandbox.confine(sandbox)
     }
 }
 
@@ -103,25 +174,15 @@ impl RunArgs {
         config: &Config,
         models: &[DeviceModel],
     ) -> Result<Confined, Failure> {
-        let Some(sandbox) = self.sandboxed(config, models)? else {
-            return Ok(Confined::not());
-        };
-        report_violations(terminal::restore).map_err(Failure::fault)?;
-        let confinement = sandbox.confine().map_err(Failure::fault)?;
-        for missing in confinement.missing {
-            log::warn!("sandbox: {missing}");
-        }
-        let filters = sandbox.thread_filters().map_err(Failure::fault)?;
-        Ok(Confined {
-            sandbox: Some(sandbox),
-            filters,
-        })
+        self.sandbox.confine(self.sandboxed(config, models)?)
     }
 }
 
 /// A process that is confined as far as it can be before the VM is built.
 pub(crate) struct Confined {
     sandbox: Option<Sandbox>,
+    /// Where snapshots can be made although the process is confined.
+    pub(crate) snapshots: Option<PathBuf>,
     /// For the VM's threads, and for the main thread once the VM runs.
     pub(crate) filters: ThreadFilters,
 }
@@ -131,6 +192,7 @@ impl Confined {
     pub(crate) fn not() -> Self {
         Self {
             sandbox: None,
+            snapshots: None,
             filters: ThreadFilters::default(),
         }
     }

@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::cli::input::{Escapes, Request};
 use crate::cli::terminal::RawTerminal;
-use crate::control_socket::{ControlSocket, Server, VmMethods, WaitResult};
+use crate::control_socket::{ControlSocket, Files, Server, VmMethods, WaitResult};
 use crate::running::RunningVm;
 use crate::scenario::{Scenarios, Watches};
 use crate::shutdown::ShutdownReason;
@@ -101,8 +101,8 @@ pub(crate) struct Control {
     pub(crate) socket: ControlSocket,
     /// What counts the VM's MSR accesses.
     pub(crate) stats: Arc<MsrStats>,
-    /// Whether the process may make files, as those of a snapshot.
-    pub(crate) files: bool,
+    /// Where the process may make files.
+    pub(crate) files: Files,
 }
 
 /// What steers the VM besides the person at its console.
@@ -152,12 +152,9 @@ pub(crate) fn serve(
         events.add_subscriber(subscriber);
     }
     let server = steering.control.map(|control| {
-        let mut methods = VmMethods::new(&vm, control.stats, trace);
+        let mut methods = VmMethods::new(&vm, control.stats, trace).files(control.files);
         if let Some(scenarios) = &scenarios {
             methods = methods.scenarios(scenarios.clone());
-        }
-        if !control.files {
-            methods = methods.without_files();
         }
         Rc::new(RefCell::new(Server::new(control.socket, methods)))
     });

@@ -38,4 +38,4 @@ pub use results::{
 };
 pub use schema::schema;
 pub use server::{Handler, MAX_CLIENTS, Server, Waiting};
-pub use vm_methods::VmMethods;
+pub use vm_methods::{Files, VmMethods};

@@ -1,6 +1,7 @@
 //! The methods, carried out on a running VM.
 
 use std::cell::RefCell;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -35,8 +36,17 @@ pub struct VmMethods<'a> {
     scenarios: Option<Rc<RefCell<Scenarios<'a>>>>,
     /// Whether a client has paused the VM.
     paused: bool,
-    /// Whether the process may make files.
-    files: bool,
+    files: Files,
+}
+
+/// Where the process may make files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Files {
+    /// Wherever its user may.
+    #[default]
+    Any,
+    /// In the sandbox: snapshots in this folder, if in any, and nothing else.
+    Under(Option<PathBuf>),
 }
 
 impl<'a> VmMethods<'a> {
@@ -48,14 +58,14 @@ impl<'a> VmMethods<'a> {
             trace,
             scenarios: None,
             paused: false,
-            files: true,
+            files: Files::Any,
         }
     }
 
-    /// Refuses `snapshot` and `trace-start`, for a process in the sandbox, which may not make files.
+    /// Says where the process may make files. `snapshot` and `trace-start` are refused where it may not.
     #[must_use]
-    pub fn without_files(mut self) -> Self {
-        self.files = false;
+    pub fn files(mut self, files: Files) -> Self {
+        self.files = files;
         self
     }
 
@@ -80,6 +90,31 @@ impl<'a> VmMethods<'a> {
             let place = file.error(&format!("msr.{}", error.key), &error);
             Error::params(place.to_string())
         })
+    }
+
+    /// Where a snapshot of this name is made, if it may be.
+    fn snapshot_path(&self, folder: PathBuf) -> Result<PathBuf, Error> {
+        let allowed = match &self.files {
+            Files::Any => return Ok(folder),
+            Files::Under(None) => {
+                return Err(Error::vm(
+                    "the sandbox lets the VMM make no files; a VM is saved that was started with --snapshots FOLDER",
+                ));
+            }
+            Files::Under(Some(allowed)) => allowed,
+        };
+        let parent = folder.parent().filter(|parent| *parent != Path::new(""));
+        let is_there = parent.is_none_or(|parent| {
+            parent == allowed || parent.canonicalize().is_ok_and(|path| path == *allowed)
+        });
+        match folder.file_name() {
+            Some(name) if is_there => Ok(allowed.join(name)),
+            _ => Err(Error::params(format!(
+                "{}: the sandbox lets the VMM make snapshots in {} only (--snapshots)",
+                folder.display(),
+                allowed.display()
+            ))),
+        }
     }
 
     fn state(&self) -> State {
@@ -273,10 +308,8 @@ impl Handler for VmMethods<'_> {
                 let index = index(&msr)?;
                 answered(index, self.vm.write_msr(VcpuId(vcpu), index, value.0))
             }
-            Method::Snapshot(_) if !self.files => Err(Error::vm(
-                "the sandbox lets the VMM make no files; a VM is saved that was started with --sandbox=off",
-            )),
             Method::Snapshot(SnapshotParams { folder }) => {
+                let folder = self.snapshot_path(folder)?;
                 let saved = self.vm.snapshot(&folder).map_err(Error::vm)?;
                 json(&SnapshotResult {
                     memory: saved.memory,
@@ -284,7 +317,7 @@ impl Handler for VmMethods<'_> {
                     state: self.state(),
                 })
             }
-            Method::TraceStart(_) if !self.files => Err(Error::vm(
+            Method::TraceStart(_) if self.files != Files::Any => Err(Error::vm(
                 "the sandbox lets the VMM make no files; a sandboxed VM is traced from its start, by run --trace FILE",
             )),
             Method::TraceStart(TraceParams { file }) => {

@@ -2,6 +2,7 @@
 
 pub mod boot_timer;
 pub mod debug_exit;
+pub(crate) mod generation_id;
 pub mod pci;
 pub mod power;
 pub mod rtc;

@@ -1,10 +1,10 @@
 //! The ioctls that filters let through, by request number (include/uapi/linux/kvm.h, include/uapi/asm-generic/ioctls.h).
 
 use kvm_bindings::{
-    kvm_clock_data, kvm_debugregs, kvm_dirty_log, kvm_fpu, kvm_irq_level, kvm_irqchip,
-    kvm_lapic_state, kvm_mp_state, kvm_msi, kvm_msr_filter, kvm_msrs, kvm_pit_state2, kvm_regs,
-    kvm_sregs, kvm_sregs2, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs,
-    kvm_xsave,
+    kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_device_attr, kvm_dirty_log, kvm_fpu,
+    kvm_irq_level, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msi, kvm_msr_filter,
+    kvm_msr_list, kvm_msrs, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_sregs2, kvm_translation,
+    kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 
 /// An ioctl: what the kernel's headers call it, and its number.
@@ -64,6 +64,16 @@ pub(super) const VCPU_STATE: [Ioctl; 11] = [
     ("KVM_GET_XCRS", read::<kvm_xcrs>(0xa6)),
     ("KVM_KVMCLOCK_CTRL", request(0, 0, 0xad)),
     ("KVM_GET_XSAVE2", read::<kvm_xsave>(0xcf)),
+];
+
+/// What else a vCPU's thread does for a snapshot: which MSRs there are, how far its TSC is ahead, and what KVM's clock is at that moment.
+pub(super) const VCPU_SAVE: [Ioctl; 6] = [
+    ("KVM_CHECK_EXTENSION", request(0, 0, 0x03)),
+    ("KVM_GET_MSR_INDEX_LIST", both::<kvm_msr_list>(0x02)),
+    VM_STATE[2],
+    ("KVM_GET_CPUID2", both::<kvm_cpuid2>(0x91)),
+    ("KVM_GET_DEVICE_ATTR", write::<kvm_device_attr>(0xe2)),
+    ("KVM_HAS_DEVICE_ATTR", write::<kvm_device_attr>(0xe3)),
 ];
 
 /// A VM's state, read for a snapshot.

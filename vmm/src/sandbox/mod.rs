@@ -130,13 +130,26 @@ impl Sandbox {
     }
 
     /// Lets the main thread serve a control socket that is open already, and vCPU threads carry out what its clients ask
-    /// for, which may be any write to an MSR. Files cannot be made, so there are no snapshots.
+    /// for, which may be any write to an MSR. Files cannot be made, so there are no snapshots unless [`snapshots`](Self::snapshots)
+    /// says where.
     #[must_use]
     pub fn control_socket(mut self) -> Self {
         self.policies
             .iter_mut()
             .for_each(ThreadPolicy::serve_control_socket);
         self
+    }
+
+    /// Lets the main thread make snapshots in `folder`: make, write, rename and remove files there, by Landlock. Without Landlock it can open
+    /// any file that the user can.
+    #[must_use]
+    pub fn snapshots(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.policies
+            .iter_mut()
+            .for_each(ThreadPolicy::save_snapshots);
+        // Says which of the guest's memory is in use.
+        self.file("/proc/self/pagemap", FileAccess::Read)
+            .file(folder, FileAccess::Create)
     }
 
     /// Makes `folder` the process's root once everything is open.

@@ -319,6 +319,39 @@ impl ThreadPolicy {
         }
     }
 
+    /// What the role needs besides where snapshots can be made: the main thread makes and writes the files, and each vCPU's thread saves its
+    /// vCPU.
+    pub(super) fn save_snapshots(&mut self) {
+        match self.role {
+            Role::Main => self.calls([
+                Sysno::fstat,
+                Sysno::fsync,
+                Sysno::ftruncate,
+                Sysno::getcwd,
+                Sysno::getdents64,
+                Sysno::lseek,
+                Sysno::lstat,
+                Sysno::mkdir,
+                Sysno::newfstatat,
+                Sysno::openat,
+                Sysno::pread64,
+                Sysno::pwrite64,
+                Sysno::readlink,
+                Sysno::rename,
+                Sysno::rmdir,
+                Sysno::stat,
+                Sysno::statx,
+                Sysno::sync_file_range,
+                Sysno::unlink,
+                Sysno::unlinkat,
+            ]),
+            Role::Vcpu => ioctls::VCPU_SAVE
+                .into_iter()
+                .for_each(|request| self.request(request)),
+            Role::Console | Role::Block | Role::Entropy => {}
+        }
+    }
+
     /// Lets an ioctl through, unless it is already.
     fn request(&mut self, request: Ioctl) {
         let ioctls = self.allowed.iter_mut().find_map(|allowed| {

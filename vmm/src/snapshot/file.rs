@@ -9,6 +9,7 @@ use msr_bus::LiveKeys;
 use msr_kvm::state::{MsrStatePlan, TscOffsets};
 use serde::{Deserialize, Serialize};
 
+use super::clock;
 use super::disks::{self, DiskIdentity};
 use super::error::RestoreError;
 use super::host::{self, Leaf};
@@ -182,7 +183,9 @@ impl Snapshot {
             state.restore(number, fd, &plan)?;
         }
         self.body.tsc_offsets.restore(fds)?;
-        self.body.kvm.restore_clock(vm)?;
+        // A snapshot has as many vCPUs as its configuration, which is at least one.
+        let (first, clock) = (&self.body.vcpus[0], self.body.kvm.clock());
+        clock::restore(vm, &fds[0], first, clock, self.body.tsc_khz)?;
         devices.restore(&self.body.devices)
     }
 }

@@ -46,7 +46,8 @@ pub(super) struct KvmState {
 }
 
 impl KvmState {
-    pub(super) fn save(vm: &VmFd) -> Result<Self, SnapshotError> {
+    /// Everything but the clock, which belongs to the TSCs.
+    pub(super) fn save(vm: &VmFd, clock: kvm_clock_data) -> Result<Self, SnapshotError> {
         let kvm = SnapshotError::kvm;
         let chip = |chip_id| {
             let mut chip = kvm_irqchip {
@@ -62,11 +63,11 @@ impl KvmState {
             pic_slave: chip(KVM_IRQCHIP_PIC_SLAVE)?,
             ioapic: chip(KVM_IRQCHIP_IOAPIC)?,
             pit: vm.get_pit2().map_err(kvm("KVM_GET_PIT2"))?,
-            clock: vm.get_clock().map_err(kvm("KVM_GET_CLOCK"))?,
+            clock,
         })
     }
 
-    /// The chips, into a VM that has them. The clock is for later: [`restore_clock`](Self::restore_clock).
+    /// The chips, into a VM that has them. The clock is for later: [`clock`](super::clock).
     pub(super) fn restore(&self, vm: &VmFd) -> Result<(), RestoreError> {
         let kvm = RestoreError::kvm;
         for (chip, id) in [
@@ -85,15 +86,9 @@ impl KvmState {
         vm.set_pit2(&self.pit).map_err(kvm("KVM_SET_PIT2"))
     }
 
-    /// The clock behind kvmclock, after the TSCs, which KVM computes it from. The guest's time goes on where it was:
-    /// without the flag for it, KVM adds none that has passed since.
-    pub(super) fn restore_clock(&self, vm: &VmFd) -> Result<(), RestoreError> {
-        let clock = kvm_clock_data {
-            clock: self.clock.clock,
-            ..Default::default()
-        };
-        vm.set_clock(&clock)
-            .map_err(RestoreError::kvm("KVM_SET_CLOCK"))
+    /// The clock behind kvmclock, in ns.
+    pub(super) fn clock(&self) -> u64 {
+        self.clock.clock
     }
 }
 

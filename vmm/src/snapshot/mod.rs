@@ -18,10 +18,13 @@
 //! A snapshot is input like any other: nothing in it is believed unchecked but the contents of memory, which are the guest's.
 //! Its author decides what the guest does, as the author of a kernel would, and no more than that.
 //!
-//! What is not here: the state of nested virtualization, and a generation identifier for clones (VMGenID):
-//! random numbers in VMs from one snapshot begin alike until the guest mixes in its own. Time stands still between saving
+//! VMs from one snapshot begin with the same random state in memory. A restored guest has another generation identifier, and is told so
+//! (`devices/generation_id.rs`).
+//!
+//! What is not here: the state of nested virtualization. Time stands still between saving
 //! and restoring: the guest's clocks go on where they were.
 
+mod clock;
 mod disks;
 mod draft;
 mod error;

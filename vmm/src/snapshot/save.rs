@@ -134,12 +134,14 @@ impl RunningVm {
             vcpus.push(saved?);
         }
         vcpus.reverse();
+        // There is at least one.
+        let clock = self.save_clock(&vcpus[0])?;
         Ok(Body {
             cpuid: save_context.cpuid.clone(),
             tsc_khz: save_context.tsc_khz,
             disks: disks::identify(&config.vm)?,
             config,
-            kvm: KvmState::save(self.fd())?,
+            kvm: KvmState::save(self.fd(), clock)?,
             vcpus,
             tsc_offsets: self.tsc_offsets()?,
             live: self.msr_plan().live.iter().map(LiveKeys::changes).collect(),
