@@ -78,6 +78,8 @@ soak: qemu guests readers clients build ## What takes too long for every day: gu
 		disk::what_was_fsynced_outlives_a_killed_vmm
 	SNAPSHOTS=$(or $(SNAPSHOTS),25) $(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- \
 		disk::a_guest_with_a_disk_is_carried_on_by_another_process
+	SNAPSHOTS=$(or $(SNAPSHOTS),25) $(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- \
+		life::snapshot_boot
 
 bench: qemu kernel ## All benchmarks
 	$(CARGO) build --workspace --bins --release

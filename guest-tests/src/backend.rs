@@ -74,7 +74,7 @@ pub fn in_outer_vm() -> bool {
 
 /// Chooses the backend, and says on standard error which it is and why.
 pub fn choose() -> Result<Backend, BackendError> {
-    choose_for(|report| report.missing_for_linux(), "boots Linux")
+    choose_for(msr_kvm::check::Report::missing_for_linux, "boots Linux")
 }
 
 fn choose_for(
@@ -114,7 +114,7 @@ pub fn run_elsewhere(arguments: &[String], pack: Pack) -> Option<ExitCode> {
 /// The same for guests of a few instructions, which run on a KVM that cannot boot Linux.
 pub fn run_tiny_guests_elsewhere(arguments: &[String], pack: Pack) -> Option<ExitCode> {
     let backend = choose_for(
-        |report| report.missing_for_micro_guests(),
+        msr_kvm::check::Report::missing_for_micro_guests,
         "runs tiny guests",
     );
     elsewhere(backend, arguments, pack)

@@ -185,7 +185,6 @@ fn msrs() -> MsrConfig {
         }],
         initial: initial().to_vec(),
         devices: devices(),
-        faults: Vec::new(),
         scenarios: vec![scenario()],
     }
 }

@@ -1,10 +1,11 @@
 //! What a Linux guest's log complains of.
 
 /// What Linux says when something is wrong with its CPUs, clocks, MSRs or disks.
-const WORDS: [&str; 9] = [
+const WORDS: [&str; 10] = [
     "lockup",
     " stall",
     "Marking clocksource",
+    "TSC unstable due to clocksource",
     "unchecked MSR access",
     "I/O error",
     "EXT4-fs error",

@@ -23,6 +23,7 @@
 
 mod block;
 mod boot;
+mod check;
 mod complaint;
 mod initrd;
 mod plan;
@@ -32,10 +33,12 @@ mod restored;
 mod terminal;
 mod tiny;
 mod traced;
+mod update;
 mod watch;
 
 pub use block::{BLOCK_DATA, BlockRequest};
 pub use boot::{BootError, COMMAND_LINE, Folder, Guest, Outcome, RunningGuest};
+pub use check::{CHECK_ARGUMENT, Check};
 pub use complaint::complaint;
 pub(crate) use initrd::DISK_MODULES;
 pub use initrd::{Initrd, InitrdError, MODULES_PATH, ORDER_PATH, PLAN_PATH};
@@ -46,3 +49,4 @@ pub use restored::RestoredGuest;
 pub use terminal::{OnTerminal, Settings};
 pub use tiny::{ADDRESS as TINY_ADDRESS, TinyKernel};
 pub use traced::{TracedMsr, digest, functions_digest};
+pub use update::{AmdUpdate, INTEL_HEADER, IntelUpdate};

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::check::Check;
+
 /// What a guest does from its init's first instruction to its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -150,6 +152,13 @@ pub enum Step {
     Uptime,
     /// The kernel's release, as `uname -r`. Answers `Text`.
     KernelRelease,
+    /// Wait until the kernel's log has a text. Answers `Done`.
+    AwaitLog {
+        /// The text.
+        text: String,
+        /// How long at most.
+        milliseconds: u64,
+    },
     /// The kernel's log so far. Answers `Text`.
     KernelLog,
     /// Stop Linux's own tracing, and tell what its `msr:read_msr` and `msr:write_msr` have recorded since the boot (`trace_event=` on the
@@ -216,6 +225,11 @@ pub enum Step {
     WriteRecords {
         /// The absolute path of the directory.
         directory: String,
+    },
+    /// Start a process for each [`Check`], which goes on until the machine ends. Answers `Done`.
+    StartChecks {
+        /// What they check.
+        checks: Vec<Check>,
     },
     /// Print a line for people. `{release}` in it becomes the kernel's release. Answers `Done`.
     Print {

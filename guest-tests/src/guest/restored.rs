@@ -1,5 +1,6 @@
 //! A guest that a process carries on from a snapshot.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,10 +33,23 @@ impl RestoredGuest {
     ///
     /// [`BootError::Asset`] and [`BootError::Run`].
     pub fn start(snapshot: &Path, socket: PathBuf) -> Result<Self, BootError> {
+        Self::with_options(snapshot, socket, &[])
+    }
+
+    /// The same with more options of `msr-vmm restore`.
+    ///
+    /// # Errors
+    ///
+    /// [`BootError::Asset`] and [`BootError::Run`].
+    pub fn with_options(
+        snapshot: &Path,
+        socket: PathBuf,
+        options: &[&OsStr],
+    ) -> Result<Self, BootError> {
         let console = socket.with_extension("console");
         let mut command = Command::new(assets::msr_vmm()?);
         command.arg("restore").arg(snapshot);
-        command.arg("--control").arg(&socket);
+        command.arg("--control").arg(&socket).args(options);
         command.stdin(Stdio::null()).stdout(File::create(&console)?);
         Ok(Self {
             process: command.spawn()?,

@@ -19,6 +19,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 mod cli;
 mod clients;
+mod clones;
 mod devices;
 mod disk;
 mod life;
@@ -60,6 +61,7 @@ fn trials() -> Vec<Trial> {
         clients::trials(),
         disk::trials(),
         linux::trials(),
+        clones::trials(),
         profiles::trials(),
         life::trials(),
         smp::trials(),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use guest_tests::guest::{Answer, MODULES_PATH, Step, functions_digest};
 use guest_tests::init;
 
+use crate::check;
 use crate::disk;
 use crate::guarded::Guarded;
 use crate::msr::{self, Msrs};
@@ -69,6 +70,10 @@ fn attempt(step: &Step) -> io::Result<Answer> {
         Step::ListDirectory { path } => list(path)?,
         Step::Uptime => Answer::Value(init::uptime()?),
         Step::KernelRelease => Answer::Text(release()?),
+        Step::AwaitLog { text, milliseconds } => {
+            await_log(text, Duration::from_millis(*milliseconds))?;
+            Answer::Done
+        }
         Step::KernelLog => text(&init::kernel_log()?),
         Step::TracedMsrs => Answer::Text(traced::msrs()?),
         Step::KallsymsDigest => {
@@ -96,6 +101,10 @@ fn attempt(step: &Step) -> io::Result<Answer> {
         }
         Step::ReadLastBlockUntilError { disk } => return Err(disk::read_last_block(disk)),
         Step::WriteRecords { directory } => return Err(disk::write_records(Path::new(directory))),
+        Step::StartChecks { checks } => {
+            check::start(checks)?;
+            Answer::Done
+        }
         Step::Print { text } => {
             println!("{}", text.replace("{release}", &release()?));
             Answer::Done
@@ -133,6 +142,17 @@ fn await_change(path: &str, limit: Duration) -> io::Result<Answer> {
         }
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+fn await_log(text: &str, limit: Duration) -> io::Result<()> {
+    let start = Instant::now();
+    while !String::from_utf8_lossy(&init::kernel_log()?).contains(text) {
+        if start.elapsed() > limit {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 fn list(path: &str) -> io::Result<Answer> {

@@ -1,7 +1,7 @@
 //! An Ice Lake server with two CPUs, under Debian's full kernel: microcode, RAPL, thermal, PPIN, and the tools.
 
 use guest_tests::assets;
-use guest_tests::guest::{Answer, Folder, Initrd, Step};
+use guest_tests::guest::{Answer, Folder, INTEL_HEADER, Initrd, IntelUpdate, Step};
 use guest_tests::kernel::Flavour;
 use libtest_mimic::{Failed, Trial};
 
@@ -9,7 +9,6 @@ use super::models::{log, no_complaint};
 use super::shared::{
     Boot, Case, Runs, Seen, expect, expect_about, expect_early_update, expect_in, watts,
 };
-use super::update::{INTEL_HEADER, Intel};
 
 /// This module's tests.
 pub(super) fn trials() -> Vec<Trial> {
@@ -60,8 +59,8 @@ const EARLY: u32 = 0x0d00_03f0;
 /// Newer still.
 const LATE: u32 = 0x0d00_03f8;
 
-const fn update(revision: u32) -> Intel {
-    Intel {
+const fn update(revision: u32) -> IntelUpdate {
+    IntelUpdate {
         revision,
         signature: SIGNATURE,
         flags: FLAGS,
@@ -148,7 +147,7 @@ fn files(initrd: &mut Initrd) -> Result<(), Failed> {
     let good = update(LATE).bytes();
     let mut bad_checksum = good.clone();
     bad_checksum[100] ^= 1;
-    let other = Intel {
+    let other = IntelUpdate {
         signature: SIGNATURE + 1,
         ..update(LATE)
     };

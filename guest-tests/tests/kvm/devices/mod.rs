@@ -11,7 +11,6 @@ mod icelake;
 mod live;
 mod models;
 mod shared;
-mod update;
 mod zen3;
 
 /// What the names of all these tests begin with: they need the full kernel.

@@ -1,6 +1,6 @@
 //! A Zen 3 server with two CPUs, under Debian's full kernel: microcode, RAPL, PPIN.
 
-use guest_tests::guest::{Answer, Initrd, Step};
+use guest_tests::guest::{AmdUpdate, Answer, Initrd, Step};
 use guest_tests::kernel::Flavour;
 use libtest_mimic::{Failed, Trial};
 
@@ -8,7 +8,6 @@ use super::models::{log, no_complaint};
 use super::shared::{
     Boot, Case, Runs, Seen, expect, expect_about, expect_early_update, expect_in, watts,
 };
-use super::update::Amd;
 
 /// This module's tests.
 pub(super) fn trials() -> Vec<Trial> {
@@ -91,7 +90,7 @@ const CHECKSUM: &str = "/updates/checksum";
 const GOOD: &str = "/updates/good";
 
 fn files(initrd: &mut Initrd) -> Result<(), Failed> {
-    let patch = |revision, id| Amd { revision, id };
+    let patch = |revision, id| AmdUpdate { revision, id };
     initrd.early_file(
         "kernel/x86/microcode/AuthenticAMD.bin",
         &patch(EARLY, ID).container(SIGNATURE),

@@ -137,7 +137,7 @@ fn every_command_steers_debian() -> Result<(), Failed> {
     )?;
 
     // Another copy ends at once.
-    let ended = RestoredGuest::start(&snapshot, copy.clone())?;
+    let mut ended = RestoredGuest::start(&snapshot, copy.clone())?;
     ended.client()?;
     said(&copy, &["stop"])?;
     let (status, _) = ended.wait()?;

@@ -1,5 +1,6 @@
 //! A guest is saved, killed, and carried on by another process.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,6 +20,7 @@ pub(super) fn trials() -> Vec<Trial> {
         a_snapshot_can_be_restored_many_times_at_once,
         a_damaged_snapshot_is_refused_and_named,
         a_guest_goes_on_after_a_snapshot_and_nothing_is_replaced,
+        a_vm_in_the_sandbox_is_saved_where_it_may_be_and_carried_on_in_a_sandbox,
     )
 }
 
@@ -72,6 +74,74 @@ fn start() -> Result<(RunningGuest, PathBuf), Failed> {
     let mut running = guest.start()?;
     running.wait_for("up")?;
     Ok((running, socket))
+}
+
+fn a_vm_in_the_sandbox_is_saved_where_it_may_be_and_carried_on_in_a_sandbox() -> Result<(), Failed>
+{
+    let folder = Folder::new()?;
+    let saved = folder.path("saved");
+    std::fs::create_dir(&saved)?;
+    let sandbox = [
+        OsStr::new("--sandbox=on"),
+        OsStr::new("--snapshots"),
+        saved.as_os_str(),
+    ];
+    let refusal = |client: &mut Client, at: PathBuf| -> Result<String, Failed> {
+        let error = save(client, at).err().ok_or("it is saved")?;
+        Ok(error.message().unwrap_or_default().to_owned())
+    };
+    // Without a folder for it nothing is saved, and the option is named.
+    let guest = counting()?.argument(sandbox[0]);
+    let socket = guest.folder().path("socket");
+    let mut running = guest.start()?;
+    running.wait_for("up")?;
+    let said = refusal(&mut Client::connect(&socket)?, saved.join("s"))?;
+    if !said.contains("--snapshots FOLDER") {
+        return Err(said.into());
+    }
+    running.kill()?;
+
+    let guest = counting()?;
+    let guest = sandbox.into_iter().fold(guest, Guest::argument);
+    let socket = guest.folder().path("socket");
+    let mut running = guest.start()?;
+    running.wait_for("up")?;
+    let mut client = Client::connect(&socket)?;
+    let mut from = progress_from(&mut client, 0)?;
+    let said = refusal(&mut client, folder.path("elsewhere"))?;
+    if !said.contains("in the sandbox") && !said.contains("--snapshots") {
+        return Err(said.into());
+    }
+    client.call(&Method::Pause)?;
+    from = from.max(count(&mut client)?);
+    save(&mut client, saved.join("0"))?;
+    running.kill()?;
+    for round in 0..3 {
+        let socket = folder.path(&format!("socket{round}"));
+        let at = saved.join(round.to_string());
+        let mut restored = RestoredGuest::with_options(&at, socket, &sandbox)?;
+        let mut client = restored.client()?;
+        from = progress_from(&mut client, from)?;
+        let said = refusal(&mut client, folder.path("elsewhere"))?;
+        if !said.contains("--snapshots") {
+            return Err(said.into());
+        }
+        client.call(&Method::Pause)?;
+        from = from.max(count(&mut client)?);
+        // A name alone is one in that folder.
+        save(&mut client, PathBuf::from((round + 1).to_string()))?;
+        restored.kill()?;
+    }
+    let mut left = Vec::new();
+    for entry in std::fs::read_dir(&saved)? {
+        left.push(entry?.file_name());
+    }
+    left.sort();
+    if left != ["0", "1", "2", "3"] || folder.path("elsewhere").exists() {
+        return Err(format!("{left:?} is left behind").into());
+    }
+    println!("snapshot: four processes in the sandbox counted to {from}");
+    Ok(())
 }
 
 fn count(client: &mut Client) -> Result<u64, Failed> {

@@ -1,9 +1,11 @@
-//! Debian's kernel is saved, killed and carried on by another process while it boots, again and again.
+//! Debian's kernel is saved, killed and carried on by another process while it boots, again and again, at random moments.
 
+use std::env;
+use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use guest_tests::guest::{Folder, Guest, Plan, RestoredGuest, Step, complaint};
+use guest_tests::guest::{Folder, Guest, Plan, RestoredGuest, RunningGuest, Step, complaint};
 use libtest_mimic::{Failed, Trial};
 use msr_vmm::control_socket::{Client, Method, SnapshotParams};
 
@@ -21,10 +23,54 @@ const CONFIG: &str = r#"
     type = "aperfmperf"
 "#;
 const MPERF: u32 = 0xe7;
-/// How long each process has the guest, in ms: until its kernel has come a little further. Together they are less than any
-/// boot takes.
-const MOMENTS: [u64; 5] = [40, 80, 60, 120, 90];
+/// How many snapshots there are at the least unless the environment variable `SNAPSHOTS` says.
+const SNAPSHOTS: u64 = 5;
+/// The longest that a process has the guest, in ms.
+const LONGEST: u64 = 400;
+
+/// Moments that look random, and are the same for the same seed.
+struct Moments(u64);
+
+impl Moments {
+    fn new() -> Result<Self, Failed> {
+        let seed = match env::var("SEED") {
+            Ok(seed) => seed.parse()?,
+            Err(_) => u64::from(SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos()),
+        };
+        println!("SEED={seed}");
+        Ok(Self(seed))
+    }
+
+    fn next(&mut self) -> Duration {
+        self.0 += 1;
+        let random = self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        Duration::from_millis(random % LONGEST)
+    }
+}
+
 fn debian_boots_from_process_to_process() -> Result<(), Failed> {
+    let snapshots = match env::var("SNAPSHOTS") {
+        Ok(snapshots) => snapshots.parse()?,
+        Err(_) => SNAPSHOTS,
+    };
+    let mut moments = Moments::new()?;
+    let (mut boots, mut done) = (0, 0);
+    while done < snapshots {
+        done += boot(&mut moments)?;
+        boots += 1;
+    }
+    println!("{done} snapshots in {boots} boots of two CPUs");
+    Ok(())
+}
+
+/// The process that has the guest.
+enum Process {
+    First(Box<RunningGuest>),
+    Restored(RestoredGuest),
+}
+
+/// Boots the guest through as many processes as there are moments until its init runs, and gives how many snapshots that were.
+fn boot(moments: &mut Moments) -> Result<u64, Failed> {
     let folder = Folder::new()?;
     let plan = Plan::new([
         Step::load_module("msr"),
@@ -32,41 +78,70 @@ fn debian_boots_from_process_to_process() -> Result<(), Failed> {
         Step::read_msr(1, MPERF),
         Step::KernelLog,
     ]);
-    let socket = |round: usize| folder.path(&format!("{round}.socket"));
+    let socket = |round: u64| folder.path(&format!("{round}.socket"));
     let first = Guest::new(CONFIG, plan)?.option("--control", socket(0));
-    let mut first = Some(first.start()?);
-    let mut guest: Option<RestoredGuest> = None;
-    for (round, moment) in MOMENTS.into_iter().enumerate() {
-        let mut client = match &mut guest {
-            Some(guest) => guest.client()?,
-            None => connected(&socket(0))?,
+    let mut process = Process::First(Box::new(first.start()?));
+    let mut console = String::new();
+    let mut round = 0;
+    loop {
+        let client = match &mut process {
+            Process::First(_) => connected(&socket(0)),
+            Process::Restored(restored) => Ok(restored.client()?),
         };
-        thread::sleep(Duration::from_millis(moment));
-        client.call(&Method::Pause)?;
+        let mut client = client?;
+        thread::sleep(moments.next());
+        // A guest that is this far is left to its end: what is saved here is a boot.
+        let said = match &process {
+            Process::First(first) => first.console(),
+            Process::Restored(restored) => restored.said()?,
+        };
+        if said.contains("@ ") {
+            break;
+        }
         let snapshot = folder.path(&format!("{round}.snapshot"));
         let params = SnapshotParams {
             folder: snapshot.clone(),
         };
-        client.call(&Method::Snapshot(params))?;
-        let said = match (first.take(), guest.take()) {
-            (Some(first), _) => first.kill()?,
-            (None, Some(guest)) => guest.kill()?,
-            (None, None) => return Err("there is no process".into()),
-        };
-        if said.contains("@ ") {
-            return Err(format!("it had booted before the snapshot: {said}").into());
+        // A guest that has ended meanwhile is judged by its end.
+        if client.call(&Method::Pause).is_err() || client.call(&Method::Snapshot(params)).is_err() {
+            break;
         }
-        guest = Some(RestoredGuest::start(&snapshot, socket(round + 1))?);
+        console += &match process {
+            Process::First(first) => first.kill()?,
+            Process::Restored(restored) => restored.kill()?,
+        };
+        round += 1;
+        let mut restored = RestoredGuest::start(&snapshot, socket(round))?;
+        // It answers once it has what it needs of the snapshot.
+        restored.client()?.call(&Method::Status)?;
+        fs::remove_dir_all(&snapshot)?;
+        process = Process::Restored(restored);
     }
-    let (status, said) = guest.ok_or("no process")?.wait()?;
-    if !status.success() || !said.contains("@ {\"Answer\":[3,") {
-        return Err(format!("{status}: {said}").into());
+    match process {
+        Process::First(first) => {
+            let outcome = first.wait()?;
+            console += &outcome.console;
+            if !outcome.status.success() {
+                return Err(format!("{}: {console}", outcome.status).into());
+            }
+        }
+        Process::Restored(restored) => {
+            let (status, said) = restored.wait()?;
+            console += &said;
+            if !status.success() {
+                return Err(format!("{status}: {console}").into());
+            }
+        }
+    }
+    // What was written between a pause and the kill may be lost, and the answers may be among it, but for the last.
+    if !console.contains("@ {\"Answer\":[3,") {
+        return Err(format!("the guest did not get to its end: {console}").into());
     }
     // The answer is one line, with the log's line ends escaped.
-    let log = said.replace("\\n", "\n");
+    let log = console.replace("\\n", "\n");
     match complaint(&log) {
         Some(line) => Err(line.into()),
-        None => Ok(()),
+        None => Ok(round),
     }
 }
 

@@ -3,7 +3,7 @@
 //! The VMs are restored in this process. Each change is made to a snapshot of a guest with a disk and an MSR device, and the
 //! checksum is made right again, so that what is tested is what comes after it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use iced_x86::code_asm::*;
 use libtest_mimic::{Failed, Trial};
 use msr_bus::VcpuId;
 use msr_vmm::config::Config;
-use msr_vmm::snapshot::Snapshot;
+use msr_vmm::snapshot::{Snapshot, VERSION};
 use msr_vmm::{FaultReason, ShutdownReason, Vm, VmBuilder, VmError};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestCaseError, TestRunner};
@@ -21,17 +21,31 @@ use serde_json::{Value, json};
 
 use super::listed;
 
+mod changes;
+mod each_field;
+
+use changes::{Change, Written};
+
 pub(super) fn trials() -> Vec<Trial> {
-    listed!("hostile_snapshot":
+    let mut trials = listed!("hostile_snapshot":
         a_state_that_is_cut_or_changed_anywhere_is_refused,
         what_contradicts_itself_or_the_host_is_refused_and_named,
-        any_changed_field_is_refused_or_makes_another_guest,
-    )
+        several_changes_at_once_are_refused_or_make_another_guest,
+        some_changes_of_every_field_are_refused_or_make_another_guest,
+    );
+    let soaks = listed!("hostile_snapshot":
+        a_state_that_is_cut_or_changed_at_any_byte_is_refused,
+        all_changes_of_every_field_are_refused_or_make_another_guest,
+    );
+    trials.extend(soaks.into_iter().map(|soak| soak.with_ignored_flag(true)));
+    trials
 }
 
 const COUNTER: u32 = 0x3f00;
-/// How many changes are tried unless `PROPTEST_CASES` says.
-const CASES: u32 = 200;
+/// The first disk's name.
+const DISK: &str = "disk0";
+/// How many states with several changes are tried unless `PROPTEST_CASES` says.
+const CASES: u32 = 60;
 
 /// A guest that counts in a scratch register has been saved, with a disk.
 struct Saved {
@@ -54,7 +68,7 @@ impl Saved {
         let folder = Folder::new()?;
         let mut config: Config = toml::from_str(&format!(
             "vm.memory = 32\n[[msr.device]]\ntype = \"scratch\"\nmsr = \"{COUNTER:#x}\"\n[[vm.disk]]\npath = {:?}\n",
-            folder.file("disk", [0; 1 << 16])?
+            folder.file(DISK, [0; 1 << 16])?
         ))?;
         config.vm.kernel = Some(folder.file("kernel", kernel.elf()?)?);
         let vm = Vm::builder(config).build()?.start()?;
@@ -86,10 +100,22 @@ impl Saved {
 
     /// Puts another body in the place of the snapshot's, with the checksum that it ought to have.
     fn put(&self, body: &Value) -> std::io::Result<()> {
-        let text = body.to_string();
-        let crc32 = crc32fast::hash(text.as_bytes());
-        let header = json!({ "format": "msr-vmm snapshot", "version": 1, "crc32": crc32 });
-        fs::write(self.snapshot.join("state"), format!("{header}\n{text}"))
+        fs::write(self.snapshot.join("state"), state_file(&body.to_string()))
+    }
+
+    /// The snapshot under another name, with a disk of its own, which is locked while a VM has it.
+    fn copy(&self, number: u8) -> std::io::Result<Copy<'_>> {
+        let copy = Copy {
+            saved: self,
+            folder: self.folder.path(&format!("copy{number}")),
+            disk: format!("disk{number}"),
+        };
+        fs::create_dir(&copy.folder)?;
+        for name in ["memory", "checksums"] {
+            fs::hard_link(self.snapshot.join(name), copy.folder.join(name))?;
+        }
+        fs::copy(self.folder.path(DISK), self.folder.path(&copy.disk))?;
+        Ok(copy)
     }
 
     /// Whether anything is there that was not there before.
@@ -101,7 +127,7 @@ impl Saved {
             }
         }
         names.sort();
-        if names == ["checksums", "disk", "kernel", "memory", "snapshot", "state"] {
+        if names == ["checksums", DISK, "kernel", "memory", "snapshot", "state"] {
             Ok(())
         } else {
             Err(format!("{names:?}").into())
@@ -109,51 +135,164 @@ impl Saved {
     }
 }
 
-/// Restores the snapshot, and has the guest run for a moment if there is one. Gives the words of the refusal, if not.
-fn attempt(snapshot: &Path) -> Result<Option<String>, String> {
+/// What became of a snapshot.
+enum Outcome {
+    /// It is not restored.
+    Refused {
+        /// The error's name in the code, and that of the error in it.
+        class: String,
+        /// The error's words.
+        words: String,
+    },
+    /// It made a guest, which ended in this way within a moment, or was stopped.
+    Runs { end: String },
+    /// The VMM failed.
+    Panicked(String),
+}
+
+impl Outcome {
+    fn refused(error: VmError) -> Self {
+        let debug = format!("{error:?}");
+        let names: Vec<_> = debug
+            .split(|c: char| !c.is_alphanumeric() && c != '_')
+            .filter(|name| *name != "Restore")
+            .collect();
+        Self::Refused {
+            class: names.first().map_or("", |name| *name).to_owned(),
+            words: error.to_string(),
+        }
+    }
+}
+
+fn outcome_class(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Refused { class, .. } => format!("refused: {class}"),
+        Outcome::Runs { end } => format!("runs: {end}"),
+        Outcome::Panicked(_) => "panicked".to_owned(),
+    }
+}
+
+/// See [`Saved::copy`]. It goes with the value.
+struct Copy<'a> {
+    saved: &'a Saved,
+    folder: PathBuf,
+    /// As long a name as that of the first.
+    disk: String,
+}
+
+impl Copy<'_> {
+    /// Makes it one of this state, which names the first disk. The disk is as it was when the snapshot was made.
+    fn put(&self, text: &str) -> std::io::Result<()> {
+        let names = [DISK, &self.disk].map(|name| {
+            let path = self.saved.folder.path(name);
+            serde_json::Value::from(path.to_string_lossy()).to_string()
+        });
+        let disk = File::options()
+            .write(true)
+            .open(self.saved.folder.path(&self.disk))?;
+        disk.set_modified(fs::metadata(self.saved.folder.path(DISK))?.modified()?)?;
+        let text = text.replace(&names[0], &names[1]);
+        fs::write(self.folder.join("state"), state_file(&text))
+    }
+}
+
+impl Drop for Copy<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_file(self.saved.folder.path(&self.disk));
+    }
+}
+
+/// Restores the snapshot, and has the guest run for a moment if there is one.
+fn attempt(snapshot: &Path) -> Outcome {
     let restored = Snapshot::read(snapshot).map_err(VmError::from);
-    let vm = match restored.and_then(|snapshot| VmBuilder::restore(snapshot).build()) {
+    let vm = restored.and_then(|snapshot| VmBuilder::restore(snapshot).build());
+    let vm = match vm.and_then(Vm::start) {
         Ok(vm) => vm,
-        Err(error) => return Ok(Some(error.to_string())),
+        Err(error) => return Outcome::refused(error),
     };
-    let vm = vm.start().map_err(|error| error.to_string())?;
     thread::sleep(Duration::from_millis(1));
     vm.stop();
     match vm.wait() {
         ShutdownReason::Fault(fault) if matches!(fault.reason, FaultReason::Panicked) => {
-            Err(fault.to_string())
+            Outcome::Panicked(fault.to_string())
         }
-        _ => Ok(None),
+        ShutdownReason::Fault(fault) => {
+            let reason = format!("{:?}", fault.reason);
+            let name = reason.split(|c: char| !c.is_alphanumeric()).next();
+            Outcome::Runs {
+                end: name.unwrap_or_default().to_owned(),
+            }
+        }
+        reason => Outcome::Runs {
+            end: format!("{reason:?}"),
+        },
     }
 }
 
 fn refusal(snapshot: &Path) -> Result<String, Failed> {
-    Ok(attempt(snapshot)?.ok_or("it is restored")?)
+    match attempt(snapshot) {
+        Outcome::Refused { words, .. } => Ok(words),
+        other => Err(outcome_class(&other).into()),
+    }
+}
+
+fn some_changes_of_every_field_are_refused_or_make_another_guest() -> Result<(), Failed> {
+    each_field::some_changes()
+}
+
+fn all_changes_of_every_field_are_refused_or_make_another_guest() -> Result<(), Failed> {
+    each_field::all_changes()
+}
+
+/// A state's file, with the checksum that it ought to have.
+fn state_file(text: &str) -> String {
+    let crc32 = crc32fast::hash(text.as_bytes());
+    let header = json!({ "format": "msr-vmm snapshot", "version": VERSION, "crc32": crc32 });
+    format!("{header}\n{text}")
 }
 
 fn a_state_that_is_cut_or_changed_anywhere_is_refused() -> Result<(), Failed> {
+    // All of the first line, which is about 60 bytes, and 500 places after it.
+    let places = |length: usize| (0..100).chain((0..500).map(move |place| length * place / 500));
+    cut_and_changed(places)
+}
+
+fn a_state_that_is_cut_or_changed_at_any_byte_is_refused() -> Result<(), Failed> {
+    cut_and_changed(|length| 0..length)
+}
+
+fn cut_and_changed<P: Iterator<Item = usize>>(places: impl Fn(usize) -> P) -> Result<(), Failed> {
     let saved = Saved::new()?;
     let state = &saved.state;
-    if let Some(words) = attempt(&saved.snapshot)? {
+    if let Outcome::Refused { words, .. } = attempt(&saved.snapshot) {
         return Err(words.into());
     }
     let path = saved.snapshot.join("state");
-    // All of the first line, which is about 60 bytes, and 500 places after it.
-    let places = (0..100).chain((0..500).map(|place| state.len() * place / 500));
-    for at in places {
+    let refusal = || match Snapshot::read(&saved.snapshot) {
+        Ok(_) => Err("it is read"),
+        Err(error) => Ok(error.to_string()),
+    };
+    let mut count = 0;
+    for at in places(state.len()) {
         fs::write(&path, &state[..at])?;
-        let cut = refusal(&saved.snapshot)?;
+        let cut = refusal()?;
         let mut changed = state.clone();
-        changed[at] ^= 1;
+        changed[at] ^= 1 << (at % 8);
         fs::write(&path, &changed)?;
-        let changed = refusal(&saved.snapshot)?;
+        let changed = refusal()?;
         for words in [cut, changed] {
             let known = ["no snapshot of msr-vmm", "has version", "its checksum is"];
             if !known.iter().any(|known| words.contains(known)) {
                 return Err(format!("at byte {at}: {words}").into());
             }
         }
+        count += 1;
     }
+    println!(
+        "hostile snapshot: cut and changed at {count} of {} bytes",
+        state.len()
+    );
     saved.only_its_files_are_left()
 }
 
@@ -259,82 +398,12 @@ fn what_contradicts_itself_or_the_host_is_refused_and_named() -> Result<(), Fail
     saved.only_its_files_are_left()
 }
 
-/// What becomes of a field.
-#[derive(Clone, Copy, Debug)]
-enum Change {
-    /// A number with one bit changed.
-    Bit(u32),
-    Greatest,
-    Negative,
-    Text,
-    Null,
-    Gone,
-}
-
-fn change() -> impl Strategy<Value = Change> {
-    prop_oneof![
-        4 => (0u32..8).prop_map(Change::Bit),
-        4 => (0u32..64).prop_map(Change::Bit),
-        2 => Just(Change::Greatest),
-        1 => Just(Change::Negative),
-        1 => Just(Change::Text),
-        1 => Just(Change::Null),
-        1 => Just(Change::Gone),
-    ]
-}
-
-/// The places of the body: every object, list, and field, but of a long list of numbers only nine.
-fn places(value: &Value, at: &str, places: &mut Vec<String>) {
-    if !at.is_empty() {
-        places.push(at.to_owned());
-    }
-    match value {
-        Value::Object(object) => {
-            for (key, value) in object {
-                self::places(value, &format!("{at}/{key}"), places);
-            }
-        }
-        Value::Array(list) => {
-            let step = if list.first().is_some_and(Value::is_number) {
-                list.len().div_ceil(9)
-            } else {
-                1
-            };
-            for (number, value) in list.iter().enumerate().step_by(step.max(1)) {
-                self::places(value, &format!("{at}/{number}"), places);
-            }
-        }
-        _ => {}
-    }
-}
-
-fn apply(body: &mut Value, place: &str, change: Change) {
-    if let Change::Gone = change {
-        let (parent, key) = place.rsplit_once('/').unwrap_or_default();
-        match body.pointer_mut(parent) {
-            Some(Value::Object(object)) => drop(object.remove(key)),
-            Some(Value::Array(list)) => drop(list.remove(key.parse().unwrap_or(0))),
-            _ => {}
-        }
-        return;
-    }
-    let Some(field) = body.pointer_mut(place) else {
-        return;
-    };
-    *field = match (change, field.as_u64()) {
-        (Change::Bit(bit), Some(number)) => (number ^ 1 << bit).into(),
-        (Change::Greatest, _) => u64::MAX.into(),
-        (Change::Negative, _) => (-1).into(),
-        (Change::Bit(_) | Change::Text, _) => "/nowhere".into(),
-        (Change::Null | Change::Gone, _) => Value::Null,
-    };
-}
-
-fn any_changed_field_is_refused_or_makes_another_guest() -> Result<(), Failed> {
+fn several_changes_at_once_are_refused_or_make_another_guest() -> Result<(), Failed> {
     let saved = Saved::new()?;
     let body = saved.body()?;
-    let mut all = Vec::new();
-    places(&body, "", &mut all);
+    let written = Written::new(&body);
+    // No two changes of the same text.
+    let all: Vec<Change> = written.changes("/nowhere");
     let threads = || fs::read_dir("/proc/self/task").map(Iterator::count);
     let before = threads()?;
     let cases = match std::env::var("PROPTEST_CASES") {
@@ -347,26 +416,33 @@ fn any_changed_field_is_refused_or_makes_another_guest() -> Result<(), Failed> {
         ..Cases::default()
     });
     let (refused, restored) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
-    let strategy = (prop::sample::select(all.clone()), change());
-    let outcome = runner.run(&strategy, |(place, change)| {
-        let mut changed = body.clone();
-        apply(&mut changed, &place, change);
-        saved
-            .put(&changed)
+    let acceptable: Vec<Change> = all.into_iter().filter(|c| !c.must_be_refused).collect();
+    let strategy = prop::collection::vec(prop::sample::select(acceptable.clone()), 1..4);
+    let outcome = runner.run(&strategy, |mut changes| {
+        changes.sort_by_key(|change| std::cmp::Reverse(change.range.start));
+        let mut text = written.text.clone();
+        let mut end = usize::MAX;
+        for change in changes {
+            if change.range.end <= end {
+                end = change.range.start;
+                text.replace_range(change.range, &change.text);
+            }
+        }
+        fs::write(saved.snapshot.join("state"), state_file(&text))
             .map_err(|error| TestCaseError::fail(error.to_string()))?;
-        match attempt(&saved.snapshot).map_err(TestCaseError::fail)? {
-            Some(words) => {
+        match attempt(&saved.snapshot) {
+            Outcome::Refused { words, .. } => {
                 prop_assert!(words.len() > 20, "it says no more than `{words}`");
                 refused.set(refused.get() + 1);
             }
-            None => restored.set(restored.get() + 1),
+            Outcome::Runs { .. } => restored.set(restored.get() + 1),
+            Outcome::Panicked(words) => return Err(TestCaseError::fail(words)),
         }
         Ok(())
     });
     outcome.map_err(|error| error.to_string())?;
     println!(
-        "hostile snapshot: of {cases} changes at {} places, {} were refused and {} made another guest",
-        all.len(),
+        "hostile snapshot: of {cases} states with up to three changes, {} were refused and {} made another guest",
         refused.get(),
         restored.get()
     );

@@ -1,24 +1,25 @@
 //! Microcode updates of both vendors' formats, whose data is nothing.
 
 /// An Intel update (SDM vol. 3A, "Microcode Update Facilities").
-#[derive(Clone, Copy)]
-pub(super) struct Intel {
-    pub(super) revision: u32,
+#[derive(Clone, Copy, Debug)]
+pub struct IntelUpdate {
+    /// Its revision.
+    pub revision: u32,
     /// CPUID.1:EAX of the processor.
-    pub(super) signature: u32,
+    pub signature: u32,
     /// Bit N: for platform N.
-    pub(super) flags: u32,
+    pub flags: u32,
 }
 
 /// The date of all of them as both vendors write it, in BCD, month, day and year: March 14th of 2026.
 const DATE: u32 = 0x0314_2026;
 
 /// The header's size in bytes, after which comes what the loader gives the address of.
-pub(super) const INTEL_HEADER: u32 = 48;
+pub const INTEL_HEADER: u32 = 48;
 
-impl Intel {
+impl IntelUpdate {
     /// The update, 2048 bytes, with a checksum that is right.
-    pub(super) fn bytes(self) -> Vec<u8> {
+    pub fn bytes(self) -> Vec<u8> {
         let (data, total) = (2000, 2048);
         let words = [
             1,
@@ -48,16 +49,17 @@ impl Intel {
 }
 
 /// An AMD patch, as Linux has its format (arch/x86/include/asm/microcode_amd.h).
-#[derive(Clone, Copy)]
-pub(super) struct Amd {
-    pub(super) revision: u32,
+#[derive(Clone, Copy, Debug)]
+pub struct AmdUpdate {
+    /// Its revision.
+    pub revision: u32,
     /// The processor's id in the equivalence table.
-    pub(super) id: u16,
+    pub id: u16,
 }
 
-impl Amd {
+impl AmdUpdate {
     /// The patch alone, as the loader gives its address.
-    pub(super) fn bytes(self) -> Vec<u8> {
+    pub fn bytes(self) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(DATE.to_le_bytes());
         bytes.extend(self.revision.to_le_bytes());
@@ -69,7 +71,7 @@ impl Amd {
     }
 
     /// A container with the patch, and with the equivalence of `signature` to the patch's id.
-    pub(super) fn container(self, signature: u32) -> Vec<u8> {
+    pub fn container(self, signature: u32) -> Vec<u8> {
         const MAGIC: u32 = 0x0041_4d44;
         const EQUIVALENCES: u32 = 0;
         const PATCH: u32 = 1;
