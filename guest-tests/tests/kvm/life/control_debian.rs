@@ -115,7 +115,7 @@ fn every_command_steers_debian() -> Result<(), Failed> {
     let stopped = json(&socket, &["trace", "stop"])?;
     let recorded = Trace::open(trace)?;
     ensure(
-        recorded.ending() == Ending::Whole && recorded.len() > 0,
+        recorded.ending() == Ending::Whole && !recorded.is_empty(),
         (recorded.ending(), &stopped),
     )?;
     ensure(recorded.lstar().is_some(), "no IA32_LSTAR")?;

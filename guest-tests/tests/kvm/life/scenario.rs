@@ -103,7 +103,7 @@ fn debian_is_heated_after_its_console_printed_a_line_and_the_power_button_ends_i
     let (follows, later) = (times[1].saturating_sub(read), times[2] - times[1]);
     println!("scenario: {follows} ns after the access, and {later} ns later");
     ensure(
-        read < times[1] && later >= 2_000_000_000 && later < 3_000_000_000,
+        read < times[1] && (2_000_000_000..3_000_000_000).contains(&later),
         (read, &times),
     )?;
     let shown = msr_vmm(&["trace", "show", trace.to_str().ok_or("no UTF-8")?])?;
@@ -154,7 +154,7 @@ fn reading(text: &str) -> Result<Guest, Failed> {
     let guest = Guest::tiny(&mut kernel)?;
     let config = guest
         .folder()
-        .file("config.toml", &format!("{SCRATCH}{text}"))?;
+        .file("config.toml", format!("{SCRATCH}{text}"))?;
     Ok(guest.option("--config", config))
 }
 
