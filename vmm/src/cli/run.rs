@@ -22,7 +22,7 @@ use crate::cli::{Failure, footprint, print, session};
 use crate::config::LoadedConfig;
 use crate::control_socket::{ControlSocket, Files};
 use crate::sandbox::Role;
-use crate::scenario::{WatchedOutput, Watches};
+use crate::scenario::{PreparedScenarios, WatchedOutput, Watches};
 use crate::shutdown::ShutdownReason;
 use crate::snapshot::Snapshot;
 use crate::timing::{BootEvent, BootTiming};
@@ -188,6 +188,7 @@ impl Machine<'_> {
         if let Some(trace) = &mut trace {
             trace.start(&vm)?;
         }
+        let scenarios = watches.map(|watches| PreparedScenarios::new(watches, scenarios));
         confined.leave_host()?;
         let vm = vm.start().map_err(failure)?;
         confined.filters.enter(Role::Main);
@@ -218,7 +219,6 @@ impl Machine<'_> {
         let steering = session::Steering {
             control,
             trace: live_trace.clone(),
-            watches,
             scenarios,
         };
         let reason =

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use msr_kvm::MsrStats;
-use msr_kvm::scenario::ScenarioConfig;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, raise};
@@ -21,7 +20,7 @@ use crate::cli::input::{Escapes, Request};
 use crate::cli::terminal::RawTerminal;
 use crate::control_socket::{ControlSocket, Files, Server, VmMethods, WaitResult};
 use crate::running::RunningVm;
-use crate::scenario::{Scenarios, Watches};
+use crate::scenario::{PreparedScenarios, Scenarios};
 use crate::shutdown::ShutdownReason;
 use crate::trace::LiveTrace;
 
@@ -110,10 +109,8 @@ pub(crate) struct Steering {
     pub(crate) control: Option<Control>,
     /// The trace that is on, if one is.
     pub(crate) trace: Rc<RefCell<LiveTrace>>,
-    /// Where scenarios can be, what watches for what their steps wait for.
-    pub(crate) watches: Option<Watches>,
-    /// The scenarios that begin with the VM.
-    pub(crate) scenarios: Vec<ScenarioConfig>,
+    /// The scenarios that begin with the VM, where there can be any.
+    pub(crate) scenarios: Option<PreparedScenarios>,
 }
 
 /// Serves the VM until it ends. `grace` is how long a guest that was asked to switch itself off may take.
@@ -143,11 +140,9 @@ pub(crate) fn serve(
     }
     let trace = steering.trace;
     let scenarios = steering
-        .watches
-        .map(|watches| Rc::new(RefCell::new(Scenarios::new(&vm, watches, trace.clone()))));
+        .scenarios
+        .map(|scenarios| Rc::new(RefCell::new(Scenarios::new(&vm, scenarios, trace.clone()))));
     if let Some(scenarios) = &scenarios {
-        let begun = scenarios.borrow_mut().begin(steering.scenarios);
-        begun.map_err(io::Error::other)?;
         let subscriber: Subscriber<'_> = scenarios.clone();
         events.add_subscriber(subscriber);
     }

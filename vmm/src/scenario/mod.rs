@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use accesses::AccessWatch;
 pub use console::{ConsoleWatch, WatchedOutput};
-pub use runner::Scenarios;
+pub use runner::{PreparedScenarios, Scenarios};
 
 /// What steps can wait for, watched: made before the VM, which they become part of.
 #[derive(Clone, Debug)]

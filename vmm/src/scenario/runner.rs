@@ -38,12 +38,36 @@ impl Watch for Watches {
     }
 }
 
+/// The scenarios of a VM that has not started: what their first steps wait for is watched for already.
+#[derive(Debug)]
+pub struct PreparedScenarios {
+    schedule: Schedule,
+    watches: Watches,
+}
+
+impl PreparedScenarios {
+    /// Begins scenarios that have been checked ([`MsrPlanBuilder::config`](msr_kvm::MsrPlanBuilder::config) does), as soon as
+    /// the VM that `watches` watch starts.
+    pub fn new(mut watches: Watches, scenarios: Vec<ScenarioConfig>) -> Self {
+        let mut schedule = Schedule::default();
+        for scenario in scenarios {
+            schedule.begin(scenario, Duration::ZERO, &mut watches);
+        }
+        Self { schedule, watches }
+    }
+}
+
 impl<'a> Scenarios<'a> {
-    /// None yet, for a VM that `watches` watch. Steps are marked in `trace`.
-    pub fn new(vm: &'a RunningVm, watches: Watches, trace: Rc<RefCell<LiveTrace>>) -> Self {
+    /// Those of `prepared`, for a VM that has just started. Steps are marked in `trace`.
+    pub fn new(
+        vm: &'a RunningVm,
+        prepared: PreparedScenarios,
+        trace: Rc<RefCell<LiveTrace>>,
+    ) -> Self {
+        let PreparedScenarios { schedule, watches } = prepared;
         Self {
             vm,
-            schedule: Schedule::default(),
+            schedule,
             watches,
             trace,
             paused: false,

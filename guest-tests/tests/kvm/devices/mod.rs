@@ -10,6 +10,7 @@ mod faults;
 mod icelake;
 mod live;
 mod models;
+mod scenario;
 mod shared;
 mod zen3;
 
@@ -21,6 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = icelake::trials();
     trials.extend(faults::trials());
     trials.extend(live::trials());
+    trials.extend(scenario::trials());
     trials.extend(zen3::trials());
     trials.extend(models::trials());
     trials
