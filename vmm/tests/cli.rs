@@ -493,7 +493,11 @@ fn explain_shows_the_faults_that_apply_and_errors_in_them_have_their_place() {
             ":8:",
             "there is no vCPU 1: the guest has 1",
         ),
-        ("kind = \"pg\"\ninterval = 1\n", ":6:", "did you mean"),
+        (
+            "kind = \"pg\"\ninterval = 1\n",
+            ":6:",
+            "it takes \"gp\", \"flip\"",
+        ),
         (
             "kind = \"gp\"\nintervall = 1\n",
             ":7:",

@@ -126,7 +126,7 @@ fn a_scenario_that_cannot_be_is_refused_with_its_place_and_words() {
             "it has 0 steps, and can have 1 to 1024",
         ),
         (
-            format!("[[msr.scenario]]\nrepeat = 0\n[[msr.scenario.step]]\ndo = \"pause\"\n"),
+            "[[msr.scenario]]\nrepeat = 0\n[[msr.scenario.step]]\ndo = \"pause\"\n".to_owned(),
             ":9:",
             "repeat: none of its steps waits",
         ),
