@@ -96,7 +96,7 @@ fn hot_afternoon() -> Result<(), Failed> {
     let (follows, later) = (times[1].saturating_sub(read), times[2] - times[1]);
     println!("scenario: {follows} ns after the access, and {later} ns later");
     ensure(
-        read < times[1] && later >= 2_000_000_000 && later < 3_000_000_000,
+        read < times[1] && (2_000_000_000..3_000_000_000).contains(&later),
         (read, &times),
     )?;
     let shown = msr_vmm(&["trace", "show", trace.to_str().ok_or("no UTF-8")?])?;

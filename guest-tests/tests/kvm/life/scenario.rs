@@ -37,7 +37,7 @@ fn reading(text: &str) -> Result<Guest, Failed> {
     let guest = Guest::tiny(&mut kernel)?;
     let config = guest
         .folder()
-        .file("config.toml", &format!("{SCRATCH}{text}"))?;
+        .file("config.toml", format!("{SCRATCH}{text}"))?;
     Ok(guest.option("--config", config))
 }
 
