@@ -228,13 +228,15 @@ impl Trials<'_> {
             },
         };
         let mut tally = lock(&self.tally);
+        // What a text of many bytes or lines is quoted as is as long.
+        let odd = change.text.len() > 1000 || change.text.contains("\\n");
         let wrong = match &outcome {
             Outcome::Panicked(words) => Some(words.clone()),
             Outcome::Runs { .. } if change.must_be_refused => Some("it is not refused".to_owned()),
-            Outcome::Refused { words, .. } if words.len() < 20 || words.contains('\n') => {
+            Outcome::Refused { words, .. } if words.len() < 20 || !odd && words.contains('\n') => {
                 Some(format!("it says {words:?}"))
             }
-            Outcome::Refused { words, .. } if words.len() > 2000 => {
+            Outcome::Refused { words, .. } if !odd && words.len() > 2000 => {
                 Some(format!("it says {} bytes", words.len()))
             }
             _ => None,
