@@ -26,6 +26,7 @@ const FILE_SYSTEM_TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
 const FULL_GUEST_MODULES: &[&str] = &[
     "msr",
     "cpuid",
+    "button",
     "intel_rapl_msr",
     "x86_pkg_temp_thermal",
     "coretemp",
