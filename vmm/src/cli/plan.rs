@@ -43,7 +43,10 @@ pub(crate) fn warn(loaded: &LoadedConfig, plan: &MsrPlan) {
         log::warn!("{warning}");
     }
     if let Some(faults) = plan.bus.faults() {
-        let msrs: Vec<MsrRange> = faults.rules().flat_map(|rule| rule.msrs.clone()).collect();
+        let mut msrs: Vec<MsrRange> = faults.rules().flat_map(|rule| rule.msrs.clone()).collect();
+        // Several rules may speak of the same.
+        msrs.sort_unstable();
+        msrs.dedup();
         let rules = match faults.rules().count() {
             1 => "1 rule".to_owned(),
             several => format!("{several} rules"),
