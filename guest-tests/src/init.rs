@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Mounts a pseudo file system.
@@ -75,17 +76,12 @@ pub enum Ended {
 }
 
 /// Tells the VMM that init runs, for `msr-vmm run --boot-timing`; lost where nobody asked for it.
+///
+/// The kernel executes the OUT. QEMU's TCG takes a TSS for none once KVM has restored it, busy as it is, so that in the outer VM a process of a
+/// restored guest gets #GP for its own OUT, whatever ioperm(2) gave it (QEMU 7.2, target/i386/tcg/seg_helper.c, `check_io`).
 pub fn stop_boot_timer() -> io::Result<()> {
-    const PORT: u16 = msr_vmm::layout::BOOT_TIMER;
-    // SAFETY: it gives this thread the one port, which belongs to the VMM.
-    if unsafe { libc::ioperm(PORT.into(), 1, 1) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the thread may use the port, and OUT changes neither memory nor flags.
-    unsafe {
-        std::arch::asm!("out dx, al", in("dx") PORT, in("al") 1u8, options(nomem, nostack, preserves_flags));
-    }
-    Ok(())
+    let ports = File::options().write(true).open("/dev/port")?;
+    ports.write_all_at(&[1], msr_vmm::layout::BOOT_TIMER.into())
 }
 
 /// Keeps the kernel's messages, but for emergencies, out of the console, so that they do not end up

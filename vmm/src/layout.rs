@@ -72,7 +72,7 @@ pub const ACPI_RESET: u16 = 0x608;
 /// The value that resets, written to [`ACPI_RESET`].
 pub const ACPI_RESET_VALUE: u8 = 1;
 /// The boot timer: under `--boot-timing`, the first byte written here says that the guest's init runs. Firecracker has
-/// the like in memory; a port is less work for an init (`ioperm` and OUT, or /dev/port). Elsewhere the write is lost.
+/// the like in memory; a port is less work for an init (/dev/port, or `ioperm` and OUT). Elsewhere the write is lost.
 pub const BOOT_TIMER: u16 = 0x610;
 /// The ACPI interrupt (SCI): level-triggered, active high. The line is high while a PM1a status bit and its enable bit
 /// are both set.

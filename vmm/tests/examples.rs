@@ -27,6 +27,7 @@ impl Folder {
             ("rapl.toml", OTHER),
             ("hot.toml", OTHER),
             ("heat.toml", OTHER),
+            ("faults.toml", OTHER),
             ("template.json", TEMPLATE),
             ("vmlinuz", ""),
             ("initrd.img", ""),

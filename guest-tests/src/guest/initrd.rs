@@ -53,7 +53,9 @@ impl Initrd {
         for directory in ["/proc", "/sys", "/tmp"] {
             archive.directory(directory);
         }
-        archive.character_device("/dev/console", 0o600, 5, 1);
+        archive
+            .character_device("/dev/console", 0o600, 5, 1)
+            .character_device("/dev/port", 0o600, 1, 4);
         let json = serde_json::to_vec(plan).expect("strings and integers always serialize");
         archive.file(PLAN_PATH, 0o644, &json);
         let mut initrd = Self {

@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(module[4..8], 0x3ff_0123u32.to_le_bytes());
         let text = u32::from_le_bytes(module[8..12].try_into().unwrap());
         assert_eq!(behind(text)[0], 0);
-        assert_eq!(at(44), 3 * 24, "mmap_length");
+        assert_eq!(at(44), 4 * 24, "mmap_length");
         let map = behind(at(48));
         assert_eq!(map[..4], 20u32.to_le_bytes());
         assert_eq!(

@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 
 use guest_tests::assets;
-use guest_tests::guest::{Guest, Plan, Step};
+use guest_tests::guest::{Folder, Guest, Plan, Step};
 use guest_tests::kernel::{Flavour, Release};
 use libtest_mimic::{Failed, Trial};
 use msr_trace::Trace;
@@ -64,7 +64,8 @@ fn hot_afternoon() -> Result<(), Failed> {
     ]);
     let kernel = assets::kernel_of(Release::Bookworm, Flavour::Full)?;
     let guest = Guest::with_kernel(&kernel, HOT, plan)?;
-    let trace = guest.folder().path("trace");
+    let folder = Folder::new()?;
+    let trace = folder.path("trace");
     let outcome = guest
         .option("--trace", &trace)
         .option("--log", "info")
@@ -73,8 +74,8 @@ fn hot_afternoon() -> Result<(), Failed> {
     let report = outcome.report()?;
     let text = |step| report.text(step).map(str::trim);
     ensure(text(3) == Some("45000"), report.answer(3))?;
-    // No sensor shows more than TjMax.
-    ensure(text(5) == Some("100000"), report.answer(5))?;
+    // No sensor shows more than TjMax, which is 92 C in this model.
+    ensure(text(5) == Some("92000"), report.answer(5))?;
     ensure(report.value(6) == Some(12 << 8), report.answer(6))?;
     ensure(text(9) == Some("60000"), report.answer(9))?;
     let steps = [
