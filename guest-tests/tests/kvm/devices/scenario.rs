@@ -76,7 +76,12 @@ fn hot_afternoon() -> Result<(), Failed> {
     ensure(text(3) == Some("45000"), report.answer(3))?;
     // No sensor shows more than TjMax, which is 92 C in this model.
     ensure(text(5) == Some("92000"), report.answer(5))?;
-    ensure(report.value(6) == Some(12 << 8), report.answer(6))?;
+    // The governor may ask for less than the limit.
+    let ratio = report.value(6).map(|status| status >> 8);
+    ensure(
+        ratio.is_some_and(|ratio| (1..=12).contains(&ratio)),
+        report.answer(6),
+    )?;
     ensure(text(9) == Some("60000"), report.answer(9))?;
     let steps = [
         "scenario hot afternoon, step 1: set platform.limit_mhz = 1200; set thermal.celsius = 105.0",
