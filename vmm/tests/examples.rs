@@ -28,6 +28,7 @@ impl Folder {
             ("hot.toml", OTHER),
             ("heat.toml", OTHER),
             ("faults.toml", OTHER),
+            ("stricter.toml", OTHER),
             ("template.json", TEMPLATE),
             ("vmlinuz", ""),
             ("initrd.img", ""),
