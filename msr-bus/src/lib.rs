@@ -58,6 +58,7 @@ mod nearest;
 mod observer;
 #[cfg(feature = "config")]
 mod registry;
+mod split_mix;
 mod state;
 mod syscalls;
 pub mod testing;
@@ -90,6 +91,7 @@ pub use nearest::nearest;
 pub use observer::{AnsweredBy, MsrEvent, MsrObserver};
 #[cfg(feature = "config")]
 pub use registry::{ConfigError, DeviceConfig, DeviceModel};
+pub use split_mix::SplitMix64;
 pub use state::{BusState, DeviceState, RestoreError};
 pub use syscalls::Syscall;
 /// The README's example, compiled and run with the documentation's.

@@ -1,22 +1,19 @@
 //! Records that a guest writes to a file one after the other, and of which anyone can tell whether they
 //! are all there.
 
+use msr_bus::SplitMix64;
+
 /// The bytes of a record: no whole number of sectors, so that most writes share one with the record
 /// before.
 pub const RECORD_LEN: usize = 1000;
 
 /// The record of this number, from 0. Records of different numbers differ in almost every byte.
 pub fn record(number: u64) -> [u8; RECORD_LEN] {
-    let mut state = number;
+    // Every seed gives values of its own.
+    let mut random = SplitMix64(number);
     let mut bytes = [0; RECORD_LEN];
     for piece in bytes.chunks_mut(8) {
-        // SplitMix64: every state gives a value of its own.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut value = state;
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        value ^= value >> 31;
-        piece.copy_from_slice(&value.to_le_bytes()[..piece.len()]);
+        piece.copy_from_slice(&random.next().to_le_bytes()[..piece.len()]);
     }
     bytes
 }

@@ -87,4 +87,33 @@ mod tests {
         assert_eq!(lost_interrupt("QEMU's monitor does not answer"), None);
         assert_eq!(lost_interrupt(""), None);
     }
+
+    /// Of an outer VM that hung, without the registers that play no part.
+    const SEEN: &str = "CPU#0
+RIP=ffffffff81a17a0b RFL=00000216 [----AP-] CPL=0 II=0 A20=1 SMM=0 HLT=1
+EFER=0000000000001d01
+CPU#1
+RIP=ffffffff81a17a0b RFL=00000216 [----AP-] CPL=0 II=0 A20=1 SMM=0 HLT=1
+EFER=0000000000001d01
+dumping local APIC state for CPU 0
+LVTTHMR  0x00010000 active-hi edge  masked                      Fixed  (vec 0)
+LVTT  0x000000ec active-hi edge                 one-shot     Fixed  (vec 236)
+SPIV  0x000001ff APIC enabled, focus=off, spurious vec 255
+ISR  (none)
+IRR  236 251
+APR 0x00 TPR 0x10 DFR 0x0f LDR 0x01 PPR 0x10
+dumping local APIC state for CPU 1
+LVTTHMR  0x00010000 active-hi edge  masked                      Fixed  (vec 0)
+LVTT  0x000000ec active-hi edge                 one-shot     Fixed  (vec 236)
+SPIV  0x000001ff APIC enabled, focus=off, spurious vec 255
+ISR  (none)
+IRR  (none)
+APR 0x01 TPR 0x10 DFR 0x0f LDR 0x02 PPR 0x10";
+
+    #[test]
+    fn the_hang_that_was_seen_is_one() {
+        assert_eq!(lost_interrupt(SEEN), Some(0));
+        // Had it taken them:
+        assert_eq!(lost_interrupt(&SEEN.replace("236 251", "(none)")), None);
+    }
 }

@@ -1,9 +1,11 @@
-//! Chance that can be had again.
+//! Whether an access goes wrong, and how: a function of what is known of it.
+
+use crate::SplitMix64;
+use crate::split_mix::fraction;
 
 /// The number that an access draws: a function of its rule, its vCPU and how many accesses came before.
 ///
-/// Each part is mixed in by the finalizer of `SplitMix64` (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
-/// Generators", 2014), which spreads neighbouring numbers over all of them.
+/// Each part is mixed in by [`SplitMix64`], which spreads neighbouring numbers over all of them.
 pub(super) fn draw(seed: u64, rule: u64, vcpu: u32, access: u64) -> u64 {
     [rule, u64::from(vcpu), access]
         .into_iter()
@@ -11,17 +13,12 @@ pub(super) fn draw(seed: u64, rule: u64, vcpu: u32, access: u64) -> u64 {
 }
 
 fn mix(number: u64) -> u64 {
-    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ number >> 31
+    SplitMix64(number).next()
 }
 
 /// Whether a number that was drawn is one of the `probability` that has the access go wrong.
 pub(super) fn happens(drawn: u64, probability: f64) -> bool {
-    // The 53 bits that a double tells apart, from 0 up to but not including 1.
-    const STEP: f64 = 1.0 / (1u64 << 53) as f64;
-    ((drawn >> 11) as f64) * STEP < probability
+    fraction(drawn) < probability
 }
 
 /// One of the bits that are set in `bits`, which are not none.

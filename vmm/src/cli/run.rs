@@ -165,11 +165,12 @@ impl Machine<'_> {
         let switch = Arc::new(TraceSwitch::default());
         let accesses = watches.as_ref().map(|watches| watches.accesses.clone());
         let observers = [
-            accesses.map(|accesses| accesses as Arc<dyn MsrObserver>),
             switched.then(|| switch.clone() as Arc<dyn MsrObserver>),
             stats.clone().map(|stats| stats as Arc<dyn MsrObserver>),
             trace.as_ref().map(RunTrace::observer),
             log::log_enabled!(log::Level::Trace).then(|| Arc::new(MsrLog) as Arc<dyn MsrObserver>),
+            // After the trace, so that what a step waited for is in it before the step's mark.
+            accesses.map(|accesses| accesses as Arc<dyn MsrObserver>),
         ];
         for observer in observers.into_iter().flatten() {
             builder = builder.msr_observer(observer);

@@ -13,7 +13,7 @@ use super::Watches;
 use super::schedule::{Due, Schedule, Seen, Watch};
 use crate::msr_access::AnsweredBy;
 use crate::running::RunningVm;
-use crate::trace::LiveTrace;
+use crate::trace::{LiveTrace, monotonic};
 
 /// How many steps are done before others get their turn in the event loop.
 const TURN: usize = 64;
@@ -24,6 +24,8 @@ pub struct Scenarios<'a> {
     schedule: Schedule,
     watches: Watches,
     trace: Rc<RefCell<LiveTrace>>,
+    /// What `monotonic` said when the VM started.
+    origin: u64,
     /// Whether a step has paused the VM.
     paused: bool,
 }
@@ -65,11 +67,14 @@ impl<'a> Scenarios<'a> {
         trace: Rc<RefCell<LiveTrace>>,
     ) -> Self {
         let PreparedScenarios { schedule, watches } = prepared;
+        // Both are CLOCK_MONOTONIC, so that one reading of each tells how far they are apart for ever.
+        let uptime = nanoseconds(vm.uptime());
         Self {
             vm,
             schedule,
             watches,
             trace,
+            origin: monotonic() - uptime,
             paused: false,
         }
     }
@@ -110,11 +115,12 @@ impl<'a> Scenarios<'a> {
             let Some(due) = self.schedule.take_due(now, &mut self.watches) else {
                 return;
             };
-            self.take(&due);
+            self.take(&due, now);
         }
     }
 
-    fn take(&mut self, due: &Due) {
+    /// Does a step. Its mark has the time `now`, from which the next step's wait counts: what the trace has of its effects comes after it.
+    fn take(&mut self, due: &Due, now: Duration) {
         let Due { title, step } = due;
         let text = match self.carry_out(step) {
             Ok(()) => {
@@ -128,7 +134,8 @@ impl<'a> Scenarios<'a> {
                 text
             }
         };
-        self.trace.borrow().mark(text);
+        let time = self.origin + nanoseconds(now);
+        self.trace.borrow().mark(time, text);
     }
 
     /// Does what a step names. What fails keeps nothing else from being done.
@@ -171,6 +178,11 @@ impl<'a> Scenarios<'a> {
         }
         outcome
     }
+}
+
+/// 584 years fit.
+fn nanoseconds(time: Duration) -> u64 {
+    time.as_nanos() as u64
 }
 
 impl MutEventSubscriber for Scenarios<'_> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use msr_bus::SplitMix64;
 use msr_kvm::scenario::{ScenarioConfig, StepConfig};
 
 /// What watches for what steps wait for.
@@ -164,26 +165,6 @@ impl Running {
             None => Duration::ZERO,
         };
         self.due = Some(at + wait + jitter);
-    }
-}
-
-/// Sebastiano Vigna's SplitMix64, whose every seed is good (<https://prng.di.unimi.it/splitmix64.c>).
-#[derive(Debug)]
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// From 0 up to, but not including, 1.
-    fn fraction(&mut self) -> f64 {
-        // As many bits as the fraction of a double has.
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

@@ -90,10 +90,10 @@ impl LiveTrace {
         }
     }
 
-    /// Marks in the trace that is on, if one is, what was done to the VM from outside.
-    pub fn mark(&self, text: String) {
+    /// Marks in the trace that is on, if one is, what was done to the VM from outside, and when by [`monotonic`].
+    pub fn mark(&self, time: u64, text: String) {
         if let State::Whole(_, recorder) | State::On(Trace { recorder, .. }) = &self.state {
-            recorder.mark(monotonic(), text);
+            recorder.mark(time, text);
         }
     }
 

@@ -9,6 +9,7 @@ use std::process::{self, Command};
 use std::time::{Duration, Instant, SystemTime};
 
 use guest_tests::guest::{CHECK_ARGUMENT, Check, INTEL_HEADER, IntelUpdate};
+use msr_bus::SplitMix64;
 
 use crate::msr::{self, Msrs};
 
@@ -123,8 +124,7 @@ fn cpus_forever(
 struct Memory {
     words: Vec<u64>,
     sums: Vec<u64>,
-    /// SplitMix64's.
-    state: u64,
+    random: SplitMix64,
 }
 
 impl Memory {
@@ -132,7 +132,7 @@ impl Memory {
         let mut memory = Self {
             words: vec![0; PAGES * WORDS],
             sums: vec![0; PAGES],
-            state: seed,
+            random: SplitMix64(seed),
         };
         for page in 0..PAGES {
             memory.change(page);
@@ -140,18 +140,12 @@ impl Memory {
         memory
     }
 
-    fn random(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let value = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value ^ (value >> 27)
-    }
-
     fn page(&self, page: usize) -> &[u64] {
         &self.words[page * WORDS..][..WORDS]
     }
 
     fn change(&mut self, page: usize) {
-        let mut value = self.random();
+        let mut value = self.random.next();
         for word in &mut self.words[page * WORDS..][..WORDS] {
             value = value.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
             *word = value;
@@ -171,7 +165,7 @@ impl Memory {
 
     fn pass(&mut self) -> Result<(), Wrong> {
         for _ in 0..CHANGED {
-            let page = self.random() as usize % PAGES;
+            let page = self.random.next() as usize % PAGES;
             self.check(page)?;
             self.change(page);
         }

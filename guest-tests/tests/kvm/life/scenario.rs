@@ -75,9 +75,7 @@ fn accesses_and_times_lead_to_steps_and_the_trace_has_them() -> Result<(), Faile
         ensure(texts == expected, &texts)?;
         let first = marks[0].0;
         let gap = marks[1].0 - first;
-        // A mark is made once its step is done, however late on a busy machine, and the wait counts from when the step before
-        // was due. Steps without a wait between them are less than a millisecond apart.
-        ensure((20_000_000..1_000_000_000).contains(&gap), gap)?;
+        ensure((100_000_000..1_000_000_000).contains(&gap), gap)?;
         let records = trace.records().collect::<Result<Vec<_>, _>>()?;
         let before = records
             .iter()

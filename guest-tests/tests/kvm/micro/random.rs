@@ -2,10 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use msr_bus::SplitMix64;
 use msr_filter::{Access, FilterSpec, MsrFilter, MsrRange, Rule, Verdict};
 
-/// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
-pub(super) struct Random(u64);
+pub(super) struct Random(SplitMix64);
 
 impl Random {
     /// Starts from `SEED`, or from the time where that is not set; returns the seed too.
@@ -17,14 +17,11 @@ impl Random {
                 now.map_or(0, |time| time.as_nanos() as u64)
             }
         };
-        (Self(seed), seed)
+        (Self(SplitMix64(seed)), seed)
     }
 
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
+        self.0.next()
     }
 
     /// A number from 0 to `limit - 1`.
