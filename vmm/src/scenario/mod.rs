@@ -1,7 +1,7 @@
 //! Scenarios, carried out: what happens to a guest from outside while it runs, step by step.
 //!
 //! [`Scenarios`] is a subscriber of the event loop that serves the VM, as the control socket is; no vCPU carries out a step. When a
-//! step is due is [`schedule`]'s to know, which has no clock of its own. Two watchers tell of what steps wait for, and cost a look
+//! step is due is `schedule`'s to know, which has no clock of its own. Two watchers tell of what steps wait for, and cost a look
 //! at a flag while none does: one sees what the console's thread has written, the other is an observer of the MSR bus. Each
 //! step that is done is logged, and is a mark in the trace that is on.
 //!
