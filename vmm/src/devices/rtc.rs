@@ -9,6 +9,9 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::Offset;
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 
@@ -49,14 +52,16 @@ impl Rtc {
     fn register(&self, index: u8) -> u8 {
         let time = || utc((self.now)());
         let number = match index {
-            0x0 => time().tm_sec,
-            0x2 => time().tm_min,
-            0x4 => time().tm_hour,
-            0x6 => time().tm_wday + 1,
-            0x7 => time().tm_mday,
-            0x8 => time().tm_mon + 1,
-            0x9 => time().tm_year % 100,
-            CENTURY => time().tm_year / 100 + 19,
+            0x0 => time().second(),
+            0x2 => time().minute(),
+            0x4 => time().hour(),
+            // Sunday is the first.
+            0x6 => time().weekday().to_sunday_one_offset(),
+            0x7 => time().day(),
+            0x8 => time().month(),
+            // From 1970 to 9999.
+            0x9 => (time().year() % 100) as i8,
+            CENTURY => (time().year() / 100) as i8,
             0xb => return STATUS_B_24_HOURS,
             0xd => return STATUS_D_VALID,
             // Register A, with no update in progress, register C, with no interrupt, and memory.
@@ -91,17 +96,12 @@ impl DevicePio for Rtc {
 }
 
 /// `time` as a date; before 1970 and beyond 9999, the nearest in between.
-fn utc(time: SystemTime) -> libc::tm {
-    const YEAR_9999_END: u64 = 253_402_300_799;
-    let seconds = time
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs());
-    let seconds = seconds.min(YEAR_9999_END) as libc::time_t;
-    // SAFETY: a `tm` is numbers and a pointer that may be null, so all zero is valid.
-    let mut date: libc::tm = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are to live values of their types. A year of four digits fits, so it does not fail.
-    unsafe { libc::gmtime_r(&raw const seconds, &raw mut date) };
-    date
+///
+/// Not by the C library, whose `gmtime_r` looks for the host's time zone first: a vCPU thread in the sandbox may open no file.
+fn utc(time: SystemTime) -> DateTime {
+    let time = time.max(UNIX_EPOCH);
+    let time = Timestamp::try_from(time).unwrap_or(Timestamp::MAX);
+    Offset::UTC.to_datetime(time)
 }
 
 #[cfg(test)]
@@ -122,7 +122,8 @@ mod tests {
         let mut rtc = Rtc::new();
         // 2026-11-22 was a Sunday.
         rtc.now = match seconds {
-            0 => || UNIX_EPOCH,
+            0 => || UNIX_EPOCH - Duration::from_secs(1),
+            u64::MAX => || UNIX_EPOCH + Duration::from_secs(1 << 40),
             _ => || UNIX_EPOCH + Duration::from_secs(1_795_355_999),
         };
         [CENTURY, 9, 8, 7, 6, 4, 2, 0].map(|index| read(&rtc, index))
@@ -132,6 +133,8 @@ mod tests {
     fn the_date_is_in_bcd() {
         assert_eq!(at(1), [0x20, 0x26, 0x11, 0x22, 1, 0x13, 0x59, 0x59]);
         assert_eq!(at(0), [0x19, 0x70, 0x01, 0x01, 5, 0, 0, 0]);
+        // The latest that there is.
+        assert_eq!(at(u64::MAX)[..2], [0x99, 0x99]);
     }
 
     #[test]

@@ -4,7 +4,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::FromRawFd;
 
+use vm_device::DevicePio;
+use vm_device::bus::PioAddress;
+
 use super::*;
+use crate::devices::rtc::Rtc;
 use crate::devices::virtio::block::DiskConfig;
 
 fn config(toml: &str) -> Config {
@@ -65,6 +69,23 @@ const FORBIDDEN: [(Role, libc::c_long, &str); 5] = [
     (Role::Block, libc::SYS_execve, "execve"),
     (Role::Entropy, libc::SYS_clone3, "clone3"),
 ];
+
+/// Every register of the clock, of which the date is worked out.
+#[test]
+fn a_vcpu_thread_reads_the_clock() {
+    let ended = in_child(|| {
+        report_violations(|| {}).unwrap();
+        let filters = sandbox("").thread_filters().unwrap();
+        filters.enter(Role::Vcpu);
+        let clock = Rtc::new();
+        for register in 0..=0x7f {
+            let port = PioAddress(crate::layout::RTC);
+            clock.pio_write(port, 0, &[register]);
+            clock.pio_read(port, 1, &mut [0]);
+        }
+    });
+    assert_eq!((ended.code(), ended.said.as_str()), (Some(0), ""));
+}
 
 #[test]
 fn a_forbidden_call_of_each_role_ends_the_process_and_is_named() {
