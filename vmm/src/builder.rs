@@ -92,9 +92,13 @@ impl VmBuilder {
     }
 
     /// Gives a restored VM other disks, as many as it had and each as large: copies of those that it had.
+    /// One without a rate limit has that of the disk whose place it takes.
     #[must_use]
     pub fn disks(mut self, disks: Vec<DiskConfig>) -> Self {
-        self.config.vm.disks = disks;
+        let before = std::mem::replace(&mut self.config.vm.disks, disks);
+        for (disk, before) in self.config.vm.disks.iter_mut().zip(before) {
+            disk.rate_limiter = disk.rate_limiter.take().or(before.rate_limiter);
+        }
         self
     }
 

@@ -133,7 +133,7 @@ pub(crate) fn virtio_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevi
         devices.push(Box::new(Block::open(disk)?));
     }
     if config.entropy {
-        devices.push(Box::new(Entropy));
+        devices.push(Box::new(Entropy::new(config.entropy_rate_limiter.as_ref())));
     }
     Ok(devices)
 }

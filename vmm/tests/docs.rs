@@ -79,6 +79,7 @@ fn every_command_of_the_task_pages_works() {
         ("embed.md", 1),
         ("scenarios.md", 2),
         ("fault-injection.md", 2),
+        ("rate-limits.md", 1),
     ] {
         assert_eq!(try_page(page), commands, "{page}");
     }

@@ -63,6 +63,7 @@ pub fn run(data: &[u8]) {
         path: image.path(),
         readonly,
         serial: Some("model".to_owned()),
+        rate_limiter: None,
     };
     let mut driver = Driver::new(Box::new(Block::open(&config).expect("a disk")));
     driver.start();

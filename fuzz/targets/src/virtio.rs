@@ -38,7 +38,7 @@ enum Step {
 
 /// Runs the steps in `data`.
 pub fn run(data: &[u8]) {
-    let mut driver = Driver::new(Box::new(Entropy));
+    let mut driver = Driver::new(Box::new(Entropy::new(None)));
     let mut u = Unstructured::new(data);
     let mut steps = 0;
     while !u.is_empty() && steps < 200 {

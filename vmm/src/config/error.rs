@@ -1,5 +1,6 @@
 //! What can be wrong with a configuration.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use msr_bus::DocumentError;
@@ -82,6 +83,16 @@ pub enum ConfigError {
         /// The other.
         second: PathBuf,
     },
+    /// A number of a rate limit is out of range.
+    #[error("{key} is {value}; it takes a whole number from {} to {}", range.start(), range.end())]
+    RateLimiter {
+        /// The key, such as `vm.disk[0].rate_limiter.ops.size`.
+        key: String,
+        /// What it says.
+        value: u64,
+        /// What it takes.
+        range: RangeInclusive<u64>,
+    },
     /// The topology does not have as many CPUs as there are.
     #[error(
         "vm.topology has {packages} packages x {cores} cores x {threads} threads; they must be as many as vm.cpus, {cpus}"
@@ -100,13 +111,14 @@ pub enum ConfigError {
 
 impl ConfigError {
     /// The key that is wrong, such as `vm.cpus`, if it is one.
-    pub fn key(&self) -> Option<&'static str> {
+    pub fn key(&self) -> Option<&str> {
         match self {
             Self::Cpus(_) => Some("vm.cpus"),
             Self::Memory(_) => Some("vm.memory"),
             Self::Topology { .. } | Self::ApicId { .. } => Some("vm.topology"),
             Self::DebugExit(_) => Some("vm.debug_exit"),
             Self::DiskTwice { .. } => Some("vm.disk"),
+            Self::RateLimiter { key, .. } => Some(key),
             _ => None,
         }
     }

@@ -89,6 +89,12 @@ fn every_key_of_the_reference_has_a_kind_and_a_meaning() {
         "",
         "[vm]",
         "[[vm.disk]]",
+        "[vm.disk.rate_limiter]",
+        "[vm.disk.rate_limiter.bandwidth]",
+        "[vm.disk.rate_limiter.ops]",
+        "[vm.entropy_rate_limiter]",
+        "[vm.entropy_rate_limiter.bandwidth]",
+        "[vm.entropy_rate_limiter.ops]",
         "[vm.topology]",
         "[cpu]",
         "[[cpu.leaf]]",
@@ -111,7 +117,10 @@ fn every_key_of_the_reference_has_a_kind_and_a_meaning() {
     assert_eq!(headers[..own.len()], own);
     assert_eq!(headers.len(), own.len() + msr_bus::DeviceModel::all().len());
     for section in &sections {
-        assert!(!section.keys.is_empty(), "{}", section.header);
+        let within = |other: &&&str| other.starts_with(section.header.trim_end_matches(']'));
+        // Or tables alone.
+        let has_tables = headers.iter().filter(within).count() > 1;
+        assert!(!section.keys.is_empty() || has_tables, "{}", section.header);
         for key in &section.keys {
             let place = format!("{} {}", section.header, key.key);
             assert!(!key.kind.is_empty(), "{place} has no kind");
@@ -178,11 +187,71 @@ fn bounds_that_the_schema_states_are_kept_by_the_parser() {
 }
 
 #[test]
+fn numbers_of_a_rate_limit_that_cannot_be_are_told_with_their_place() {
+    let disk = "[[vm.disk]]\npath = \"a\"\n[[vm.disk]]\npath = \"b\"\n";
+    for (text, message) in [
+        (
+            format!("{disk}rate_limiter.ops = {{ size = 0, refill_time = 1 }}\n"),
+            "vm.toml:5:29: vm.disk[1].rate_limiter.ops.size is 0; it takes a whole number from 1 to 1125899906842624",
+        ),
+        (
+            format!("{disk}rate_limiter.bandwidth = {{ size = 1, refill_time = 0 }}\n"),
+            "vm.toml:5:52: vm.disk[1].rate_limiter.bandwidth.refill_time is 0; it takes a whole number from 1 to 86400000",
+        ),
+        (
+            "[vm.entropy_rate_limiter]\nops = { size = 9_000_000_000_000_000_000, refill_time = 1 }\n"
+                .to_owned(),
+            "vm.toml:2:16: vm.entropy_rate_limiter.ops.size is 9000000000000000000; it takes a whole number from 1 to 1125899906842624",
+        ),
+        (
+            "[vm.entropy_rate_limiter.ops]\nsize = 1\nrefill_time = 1\none_time_burst = 1_125_899_906_842_625\n"
+                .to_owned(),
+            "vm.toml:4:18: vm.entropy_rate_limiter.ops.one_time_burst is 1125899906842625; it takes a whole number from 0 to 1125899906842624",
+        ),
+    ] {
+        let file = Document::new("vm.toml", text);
+        let loaded = LoadedConfig::of(file, Path::new(""), None).unwrap();
+        let error = loaded.config.vm.check().unwrap_err();
+        assert_eq!(loaded.describe(&error.into()), message);
+    }
+    for (text, message) in [
+        (
+            "[vm.entropy_rate_limiter]\nops = { size = -1, refill_time = 1 }\n",
+            "vm.toml:2:16: `size` is -1; it takes a whole number from 1 to 1125899906842624",
+        ),
+        (
+            "[vm.entropy_rate_limiter]\nops = { size = 1 }\n",
+            "vm.toml:2:7: the key `refill_time` is missing; it takes a whole number from 1 to 86400000",
+        ),
+        (
+            "[vm.entropy_rate_limiter]\nop = { size = 1, refill_time = 1 }\n",
+            "vm.toml:2:1: there is no key `op` here; did you mean `ops`?",
+        ),
+    ] {
+        assert_eq!(refusal(text), message);
+    }
+}
+
+#[test]
+fn a_rate_limit_that_limits_nothing_is_told() {
+    let text = "[vm]\nentropy_rate_limiter = {}\n[[vm.disk]]\npath = \"a\"\nrate_limiter = {}\n";
+    let (config, _) = parse(&Document::new("-", text), Path::new("")).unwrap();
+    let warnings = config.vm.warnings();
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    assert!(warnings[0].contains("vm.entropy is false"), "{warnings:?}");
+    assert!(
+        warnings[1].starts_with("vm.disk[0].rate_limiter limits nothing"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
 fn a_disk_that_is_written_to_can_be_given_once() {
     let disk = |readonly| crate::devices::virtio::block::DiskConfig {
         path: "/nonexistent/disk".into(),
         readonly,
         serial: None,
+        rate_limiter: None,
     };
     for (first, second, refused) in [
         (true, true, false),

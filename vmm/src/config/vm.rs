@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{ConfigError, MemorySize};
 use crate::cpu::topology::apic_id;
 use crate::devices::virtio::block::{DiskConfig, SERIAL_LEN};
+use crate::devices::virtio::rate_limiter::RateLimiterConfig;
 
 /// The command line of a Linux kernel where none is given; other kernels get none.
 pub(crate) const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
@@ -63,6 +64,9 @@ pub struct VmConfig {
     pub grace: u32,
     /// Whether the guest has a source of random numbers, a virtio entropy device.
     pub entropy: bool,
+    /// How fast the guest may take random numbers from that device. As fast as the host can unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy_rate_limiter: Option<RateLimiterConfig>,
     /// The disks, `[[vm.disk]]`, in the order of the guest's `/dev/vda`, `/dev/vdb` and so on.
     #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
@@ -107,6 +111,7 @@ impl Default for VmConfig {
             debug_exit: None,
             grace: 30,
             entropy: false,
+            entropy_rate_limiter: None,
             disks: Vec::new(),
         }
     }
@@ -131,8 +136,19 @@ impl VmConfig {
             "vm.kaslr has the kernel unpack itself, and `nokaslr` in vm.cmdline keeps it from moving"
                 .to_owned()
         });
+        let limited_in_vain = self.entropy_rate_limiter.is_some() && !self.entropy;
+        let limited_in_vain = limited_in_vain.then(|| {
+            "vm.entropy_rate_limiter limits a device that the guest has not: vm.entropy is false"
+                .to_owned()
+        });
+        let empty = self.rate_limiters().filter_map(|(key, limiter)| {
+            let words = "limits nothing: it has neither `bandwidth` nor `ops`";
+            limiter.is_empty().then(|| format!("{key} {words}"))
+        });
         nokaslr
             .into_iter()
+            .chain(limited_in_vain)
+            .chain(empty)
             .chain(self.disks.iter().filter_map(serial))
             .collect()
     }
@@ -141,11 +157,21 @@ impl VmConfig {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Cpus`], [`ConfigError::Topology`], [`ConfigError::Memory`] and [`ConfigError::DiskTwice`].
+    /// [`ConfigError::Cpus`], [`ConfigError::Topology`], [`ConfigError::Memory`], [`ConfigError::RateLimiter`] and
+    /// [`ConfigError::DiskTwice`].
     pub fn check(&self) -> Result<(), ConfigError> {
         self.topology()?;
         if self.memory.0 < MIN_MEMORY.0 {
             return Err(ConfigError::Memory(self.memory));
+        }
+        for (limiter_key, limiter) in self.rate_limiters() {
+            if let Some((key, value, range)) = limiter.wrong() {
+                return Err(ConfigError::RateLimiter {
+                    key: format!("{limiter_key}.{key}"),
+                    value,
+                    range,
+                });
+            }
         }
         // By what the path leads to: a link is the same disk.
         let file = |disk: &DiskConfig| {
@@ -166,6 +192,16 @@ impl VmConfig {
             }
         }
         Ok(())
+    }
+
+    /// The limits with their keys.
+    fn rate_limiters(&self) -> impl Iterator<Item = (String, &RateLimiterConfig)> {
+        let disks = self.disks.iter().enumerate().filter_map(|(number, disk)| {
+            let limiter = disk.rate_limiter.as_ref()?;
+            Some((format!("vm.disk[{number}].rate_limiter"), limiter))
+        });
+        let entropy = self.entropy_rate_limiter.as_ref();
+        disks.chain(entropy.map(|limiter| ("vm.entropy_rate_limiter".to_owned(), limiter)))
     }
 
     /// The arrangement of the vCPUs.

@@ -268,6 +268,7 @@ fn a_read_only_disks_thread_cannot_write() {
         path: "d".into(),
         readonly: true,
         serial: None,
+        rate_limiter: None,
     }];
     let writes = |config: &Config| {
         let allowed = policy::of(Role::Block, config, DeviceModel::all()).allowed;

@@ -69,6 +69,7 @@ pub(super) fn a_paused_vm_writes_nothing() -> Result<(), Failed> {
         path: image.clone(),
         readonly: false,
         serial: None,
+        rate_limiter: None,
     });
     let console = Text::default();
     let running = Vm::builder(config)

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use virtio_queue::DescriptorChain;
 
@@ -59,6 +60,9 @@ pub enum Served {
     Done(u32),
     /// The device was stopped before the request was done.
     Abandoned,
+    /// The request is not to be done yet ([`rate_limiter`](super::rate_limiter)): it stays in the queue and is served from
+    /// the start after so long. Until then nothing is served, in none of the device's queues.
+    NotYet(Duration),
 }
 
 /// Logs what a driver did wrong, and stops doing so before a hostile one can fill the log.

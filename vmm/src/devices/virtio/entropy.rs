@@ -8,6 +8,7 @@ use vm_memory::Permissions;
 
 use super::buffers::{ChainError, Piece, Request};
 use super::device::{DriverLog, QueueHandler, Served, VirtioDevice};
+use super::rate_limiter::{Limit, RateLimiterConfig};
 use crate::memory::GuestMemoryMmap;
 
 /// The size of the device's one queue.
@@ -18,8 +19,19 @@ const MAX_DESCRIPTORS: usize = 16;
 const MAX_BYTES: usize = 64 << 10;
 
 /// A source of random bytes for the guest, each of them from `getrandom(2)`.
-#[derive(Debug, Default)]
-pub struct Entropy;
+#[derive(Debug)]
+pub struct Entropy {
+    limit: Limit,
+}
+
+impl Entropy {
+    /// A source that gives as many as the guest asks for, or as `limit` lets it have.
+    pub fn new(limit: Option<&RateLimiterConfig>) -> Self {
+        Self {
+            limit: Limit::new(limit),
+        }
+    }
+}
 
 impl VirtioDevice for Entropy {
     fn device_type(&self) -> u32 {
@@ -44,6 +56,7 @@ impl VirtioDevice for Entropy {
         Box::new(Handler {
             request: Request::new(MAX_DESCRIPTORS),
             driver_log,
+            limit: self.limit.clone(),
         })
     }
 }
@@ -51,6 +64,7 @@ impl VirtioDevice for Entropy {
 struct Handler {
     request: Request,
     driver_log: DriverLog,
+    limit: Limit,
 }
 
 impl QueueHandler for Handler {
@@ -61,10 +75,14 @@ impl QueueHandler for Handler {
         _stop: &AtomicBool,
     ) -> Served {
         let mem = chain.memory();
-        let filled = self
-            .request
-            .load(chain.clone())
-            .and_then(|()| fill(&mut self.request, mem));
+        let loaded = self.request.load(chain.clone());
+        let bytes = self.request.writable.len().min(MAX_BYTES as u64);
+        if loaded.is_ok()
+            && let Err(wait) = self.limit.admit(bytes, 1)
+        {
+            return Served::NotYet(wait);
+        }
+        let filled = loaded.and_then(|()| fill(&mut self.request, mem));
         let filled = filled.unwrap_or_else(|error| {
             self.driver_log.log(format_args!("{error}"));
             0

@@ -36,6 +36,7 @@ mod device;
 pub mod entropy;
 mod mmio;
 mod notifier;
+pub mod rate_limiter;
 mod slot;
 mod state;
 mod transport;

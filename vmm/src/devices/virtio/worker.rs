@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
@@ -132,6 +133,9 @@ impl Drop for Worker {
 /// How often a service whose events cannot be watched looks whether it is to stop, in milliseconds.
 const DEAF_WAIT: i32 = 20;
 
+/// Far in the future.
+const FAR: Duration = Duration::from_secs(1 << 32);
+
 /// Serves until the service is told to stop, and returns it.
 fn serve(mut service: Service, events: &mut EventManager<Service>) -> Option<Service> {
     service.serve_all();
@@ -141,11 +145,15 @@ fn serve(mut service: Service, events: &mut EventManager<Service>) -> Option<Ser
         if !running {
             break;
         }
-        // One that cannot be woken looks from time to time.
-        let deaf = events.subscriber_mut(id).is_ok_and(|s| s.deaf);
-        if let Err(error) = events.run_with_timeout(if deaf { DEAF_WAIT } else { -1 }) {
+        let timeout = events.subscriber_mut(id).map_or(0, |s| s.timeout());
+        if let Err(error) = events.run_with_timeout(timeout) {
             log::error!("a virtio device cannot wait for its driver: {error}");
             break;
+        }
+        if let Ok(service) = events.subscriber_mut(id)
+            && service.is_due()
+        {
+            service.serve_all();
         }
     }
     events.remove_subscriber(id).ok()
@@ -176,6 +184,8 @@ pub(super) struct Service {
     broken: bool,
     /// The host refused to watch an event: what tells it to stop may be among those.
     deaf: bool,
+    /// When the request at the front of a queue may be served, which is to wait.
+    not_before: Option<Instant>,
 }
 
 impl Service {
@@ -197,7 +207,29 @@ impl Service {
             stop: None,
             broken: false,
             deaf: false,
+            not_before: None,
         }
+    }
+
+    /// How long to wait for events, in the milliseconds of epoll_wait(2).
+    fn timeout(&self) -> i32 {
+        let left = self
+            .not_before
+            .map(|then| then.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| {
+            let milliseconds = left.as_nanos().div_ceil(1_000_000);
+            i32::try_from(milliseconds).unwrap_or(i32::MAX)
+        });
+        // One that cannot be woken looks from time to time.
+        let look = self.deaf.then_some(DEAF_WAIT);
+        left.into_iter().chain(look).min().unwrap_or(-1)
+    }
+
+    /// Whether the time of a request that had to wait has come.
+    fn is_due(&mut self) -> bool {
+        self.not_before
+            .take_if(|then| Instant::now() >= *then)
+            .is_some()
     }
 
     fn stopping(&self) -> bool {
@@ -215,7 +247,7 @@ impl Service {
     /// Serves the queue with number `index` until it is empty. A queue that cannot be worked with
     /// ends all work: the driver is told that the device needs a reset.
     fn serve(&mut self, index: usize) {
-        if self.broken || !self.queues[index].ready() {
+        if self.broken || self.not_before.is_some() || !self.queues[index].ready() {
             return;
         }
         if let Err(error) = self.drain(index) {
@@ -248,6 +280,14 @@ impl Service {
                     Served::Abandoned => {
                         queue.go_to_previous_position();
                         break;
+                    }
+                    Served::NotYet(wait) => {
+                        queue.go_to_previous_position();
+                        // A time that cannot be counted to does not come.
+                        let now = Instant::now();
+                        self.not_before = now.checked_add(wait).or(now.checked_add(FAR));
+                        // Kicks are not asked for meanwhile: the queue is looked at then.
+                        return Ok(());
                     }
                 }
                 // After each request and not once for all: the next may take long, and a driver

@@ -5,7 +5,9 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A disk as `[[vm.disk]]` or `--disk PATH[,ro][,serial=TEXT]` describes it.
+use crate::devices::virtio::rate_limiter::RateLimiterConfig;
+
+/// A disk as `[[vm.disk]]` or `--disk PATH[,ro][,serial=TEXT]` describes it; a rate limit is for the former alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct DiskConfig {
@@ -18,6 +20,9 @@ pub struct DiskConfig {
     /// What the guest reads as the disk's serial number, of which it gets 20 bytes; the file's name unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// How fast the guest may use it. As fast as the host can unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiterConfig>,
 }
 
 msr_bus::toml_in_binary_formats!(DiskConfig);
@@ -31,7 +36,7 @@ pub enum ParseDiskError {
     /// Something else after a comma.
     #[error(
         "'{option}' is no option of a disk: there are ro and serial=TEXT \
-         (a path with a comma in it can be given in a config file)"
+         (a path with a comma in it, and a rate limit, can be given in a config file)"
     )]
     UnknownOption {
         /// The text between the commas.
@@ -51,6 +56,7 @@ impl FromStr for DiskConfig {
                 .into(),
             readonly: false,
             serial: None,
+            rate_limiter: None,
         };
         for option in parts {
             match option.split_once('=') {
@@ -90,6 +96,7 @@ mod tests {
             path: "a/b.img".into(),
             readonly,
             serial: serial.map(Into::into),
+            rate_limiter: None,
         };
         let cases = [
             ("a/b.img", disk(false, None)),

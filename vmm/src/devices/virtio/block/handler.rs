@@ -1,6 +1,7 @@
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR,
@@ -16,6 +17,7 @@ use super::image::Image;
 use super::{MAX_RANGE_SECTORS, MAX_RANGES, SECTOR_SIZE, SEG_MAX, SERIAL_LEN};
 use crate::devices::virtio::buffers::{ChainError, Request};
 use crate::devices::virtio::device::{DriverLog, QueueHandler, Served};
+use crate::devices::virtio::rate_limiter::Limit;
 use crate::memory::GuestMemoryMmap;
 
 /// `struct virtio_blk_req` before its data (section 5.2.6): type, reserved, sector.
@@ -30,6 +32,7 @@ pub(super) struct Handler {
     features: u64,
     request: Request,
     driver_log: DriverLog,
+    limit: Limit,
 }
 
 /// Why a request is not done.
@@ -37,6 +40,8 @@ pub(super) struct Handler {
 enum Failure {
     #[error("the device is stopping")]
     Stopped,
+    #[error("the disk's rate limit has the request wait")]
+    NotYet(Duration),
     #[error("a request of type {0} is not supported")]
     Unsupported(u32),
     #[error("flags {0:#x} are not supported")]
@@ -104,6 +109,7 @@ impl QueueHandler for Handler {
         let (status, written) = match result {
             Ok(()) => (VIRTIO_BLK_S_OK, written + 1),
             Err(Failure::Stopped) => return Served::Abandoned,
+            Err(Failure::NotYet(wait)) => return Served::NotYet(wait),
             Err(failure) => {
                 self.driver_log.log(format_args!("{failure}"));
                 (failure.status(), written)
@@ -125,6 +131,7 @@ impl Handler {
         serial: [u8; SERIAL_LEN],
         features: u64,
         driver_log: DriverLog,
+        limit: Limit,
     ) -> Self {
         Self {
             image,
@@ -132,7 +139,23 @@ impl Handler {
             features,
             request: Request::new(SEG_MAX as usize + 2),
             driver_log,
+            limit,
         }
+    }
+
+    /// Takes what a request of this kind costs out of the disk's buckets, done well or not.
+    fn admit(&self, kind: u32) -> Result<(), Failure> {
+        let (readable, writable) = (&self.request.readable, &self.request.writable);
+        let (bytes, operations) = match kind {
+            VIRTIO_BLK_T_IN => (writable.len(), 1),
+            VIRTIO_BLK_T_OUT => (readable.len(), 1),
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
+                let ranges = readable.len() / RANGE_LEN as u64;
+                (0, ranges.clamp(1, MAX_RANGES.into()))
+            }
+            _ => (0, 1),
+        };
+        self.limit.admit(bytes, operations).map_err(Failure::NotYet)
     }
 
     fn execute(&mut self, mem: &GuestMemoryMmap, stop: &AtomicBool) -> Result<(), Failure> {
@@ -140,6 +163,7 @@ impl Handler {
         self.request.readable.read(mem, &mut header)?;
         let kind = le32(&header, 0);
         let sector = le64(&header, 8);
+        self.admit(kind)?;
         match kind {
             VIRTIO_BLK_T_IN => self.read(mem, sector, stop),
             VIRTIO_BLK_T_OUT => self.write(mem, sector, stop),

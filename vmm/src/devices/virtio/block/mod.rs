@@ -34,6 +34,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::device::{DriverLog, QueueHandler, VirtioDevice};
+use super::rate_limiter::Limit;
 use handler::Handler;
 use image::Image;
 
@@ -59,6 +60,7 @@ pub struct Block {
     name: String,
     serial: [u8; SERIAL_LEN],
     config: [u8; CONFIG_LEN],
+    limit: Limit,
 }
 
 impl Block {
@@ -75,6 +77,7 @@ impl Block {
             serial: serial(config),
             config: config_space(&image),
             image: Arc::new(image),
+            limit: Limit::new(config.rate_limiter.as_ref()),
         })
     }
 
@@ -135,6 +138,7 @@ impl VirtioDevice for Block {
             self.serial,
             features,
             driver_log,
+            self.limit.clone(),
         ))
     }
 }

@@ -16,6 +16,7 @@ fn open(path: &str, readonly: bool) -> Result<Block, DiskError> {
         path: path.into(),
         readonly,
         serial: None,
+        rate_limiter: None,
     })
 }
 

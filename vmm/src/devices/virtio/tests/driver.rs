@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::tempfile::TempFile;
 
 use crate::devices::virtio::block::{Block, DiskConfig};
+use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::{MmioDevice, Slot, VirtioDevice};
 use crate::memory::GuestMemoryMmap;
 
@@ -71,6 +72,15 @@ impl Driver {
         let mut this = Self::new(device);
         this.start(!0);
         this
+    }
+
+    /// Gives the driver a new device in the place of its own, which goes first.
+    pub(super) fn replace<D: VirtioDevice + 'static>(&mut self, device: impl FnOnce() -> Box<D>) {
+        let slot = Slot::new(0).unwrap();
+        let new = |device| MmioDevice::detached(Arc::clone(&self.mem), slot, device).unwrap();
+        let placeholder = new(Box::new(Entropy::new(None)));
+        drop(std::mem::replace(&mut self.device, placeholder));
+        self.device = MmioDevice::detached(Arc::clone(&self.mem), slot, device()).unwrap();
     }
 
     pub(super) fn read(&self, register: u32) -> u32 {
@@ -270,6 +280,7 @@ pub(super) fn config(temp: &TempFile, readonly: bool) -> DiskConfig {
         path: temp.as_path().into(),
         readonly,
         serial: None,
+        rate_limiter: None,
     }
 }
 

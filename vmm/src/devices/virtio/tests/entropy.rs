@@ -3,7 +3,7 @@ use crate::devices::virtio::entropy::Entropy;
 
 #[test]
 fn requests_are_filled_with_bytes_that_differ() {
-    let mut driver = Driver::started(Box::new(Entropy));
+    let mut driver = Driver::started(Box::new(Entropy::new(None)));
     assert_eq!(
         driver.serve(&[(DATA, 64, true), (SEAM - 32, 64, true)]),
         128
@@ -16,14 +16,14 @@ fn requests_are_filled_with_bytes_that_differ() {
 
 #[test]
 fn one_request_gets_no_more_than_64_kib() {
-    let mut driver = Driver::started(Box::new(Entropy));
+    let mut driver = Driver::started(Box::new(Entropy::new(None)));
     assert_eq!(driver.serve(&[(DATA, 0x2_0000, true)]), 64 << 10);
     assert_eq!(driver.bytes(DATA + (64 << 10), 16), [0; 16]);
 }
 
 #[test]
 fn requests_that_make_no_sense_get_nothing() {
-    let mut driver = Driver::started(Box::new(Entropy));
+    let mut driver = Driver::started(Box::new(Entropy::new(None)));
     assert_eq!(driver.serve(&[(DATA, 16, false)]), 0);
     assert_eq!(driver.serve(&[(DATA, 0, true)]), 0);
     assert_eq!(driver.serve(&[(MEMORY_END - 8, 16, true)]), 0);

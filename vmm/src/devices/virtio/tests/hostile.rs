@@ -173,7 +173,7 @@ proptest! {
             0..200,
         ),
     ) {
-        let mut driver = Driver::new(Box::new(Entropy));
+        let mut driver = Driver::new(Box::new(Entropy::new(None)));
         for (write, offset, value, len) in accesses {
             let mut data = [value.to_le_bytes(), value.to_le_bytes()].concat();
             let data = &mut data[..len];
@@ -191,7 +191,7 @@ proptest! {
 
     #[test]
     fn no_rings_break_the_device(bytes in prop::collection::vec(any::<u8>(), 64)) {
-        let mut driver = Driver::started(Box::new(Entropy));
+        let mut driver = Driver::started(Box::new(Entropy::new(None)));
         for ring in [DESCRIPTORS, AVAILABLE, USED] {
             driver.mem.write_slice(&bytes, GuestAddress(ring)).unwrap();
         }

@@ -128,7 +128,7 @@ fn requests_made_during_a_pause_wait_for_its_end() {
 
 #[test]
 fn a_driver_that_starts_during_a_pause_is_served_after_it() {
-    let mut driver = Driver::new(Box::new(Entropy));
+    let mut driver = Driver::new(Box::new(Entropy::new(None)));
     driver.device.pause();
     driver.start(!0);
     driver.put_chain(&[(DATA, 16, true)]);
@@ -172,6 +172,7 @@ fn a_flush_that_takes_long_holds_up_neither_pause_nor_reset_nor_drop() {
         path: temp.as_path().into(),
         readonly: false,
         serial: None,
+        rate_limiter: None,
     };
     let disk = Block::with_sync(&config, Box::new(sync));
     let mut driver = Driver::started(Box::new(disk));

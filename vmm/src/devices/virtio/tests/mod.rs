@@ -7,6 +7,7 @@ mod entropy;
 mod hostile;
 mod life_cycle;
 mod log;
+mod rate_limit;
 mod saved;
 mod transport;
 mod written;

@@ -1,14 +1,12 @@
 //! Devices that are saved and restored, as in a snapshot.
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_mmio::*;
 
 use super::driver::*;
+use crate::devices::virtio::MmioDevice;
 use crate::devices::virtio::entropy::Entropy;
-use crate::devices::virtio::{MmioDevice, Slot, VirtioDevice};
 
 /// The state as a snapshot has it.
 fn saved(device: &MmioDevice) -> Value {
@@ -17,15 +15,6 @@ fn saved(device: &MmioDevice) -> Value {
 
 fn restore(device: &MmioDevice, state: Value) -> Result<(), String> {
     device.restore(&serde_json::from_value(state).unwrap())
-}
-
-/// Gives the driver a new device in the place of its own, which goes first.
-fn replace(driver: &mut Driver, device: impl FnOnce() -> Box<dyn VirtioDevice>) {
-    let new = |device| MmioDevice::detached(Arc::clone(&driver.mem), Slot::new(0).unwrap(), device);
-    let placeholder = new(Box::new(Entropy)).unwrap();
-    drop(std::mem::replace(&mut driver.device, placeholder));
-    driver.device =
-        MmioDevice::detached(Arc::clone(&driver.mem), Slot::new(0).unwrap(), device()).unwrap();
 }
 
 #[test]
@@ -39,7 +28,7 @@ fn a_restored_device_serves_the_request_that_waited_without_another_kick() {
     driver.offer(0);
     driver.kick();
     let state = saved(&driver.device);
-    replace(&mut driver, || disk(&temp));
+    driver.replace(|| disk(&temp));
     restore(&driver.device, state).unwrap();
     assert_eq!(driver.take_used(), None);
     driver.device.resume();
@@ -51,7 +40,7 @@ fn a_restored_device_serves_the_request_that_waited_without_another_kick() {
 
 #[test]
 fn an_interrupt_that_the_driver_has_not_acknowledged_is_raised_again() {
-    let mut driver = Driver::started(Box::new(Entropy));
+    let mut driver = Driver::started(Box::new(Entropy::new(None)));
     assert_eq!(driver.serve(&[(DATA, 16, true)]), 16);
     wait_until("the interrupt", || {
         driver.read(VIRTIO_MMIO_INTERRUPT_STATUS) == VIRTIO_MMIO_INT_VRING
@@ -64,7 +53,7 @@ fn an_interrupt_that_the_driver_has_not_acknowledged_is_raised_again() {
         (unacknowledged, VIRTIO_MMIO_INT_VRING, Some(1)),
         (acknowledged, 0, None),
     ] {
-        replace(&mut driver, || Box::new(Entropy));
+        driver.replace(|| Box::new(Entropy::new(None)));
         restore(&driver.device, state).unwrap();
         assert_eq!(driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), status);
         assert_eq!(driver.device.notifier.line().read().ok(), edges);
@@ -73,11 +62,11 @@ fn an_interrupt_that_the_driver_has_not_acknowledged_is_raised_again() {
 
 #[test]
 fn a_device_without_a_driver_is_restored_as_such() {
-    let mut driver = Driver::new(Box::new(Entropy));
+    let mut driver = Driver::new(Box::new(Entropy::new(None)));
     driver.write(VIRTIO_MMIO_STATUS, ACKNOWLEDGE);
     driver.device.pause();
     let state = saved(&driver.device);
-    replace(&mut driver, || Box::new(Entropy));
+    driver.replace(|| Box::new(Entropy::new(None)));
     restore(&driver.device, state).unwrap();
     driver.device.resume();
     assert_eq!(driver.status(), ACKNOWLEDGE);
@@ -87,10 +76,10 @@ fn a_device_without_a_driver_is_restored_as_such() {
 
 #[test]
 fn what_no_driver_could_have_brought_about_is_refused_and_changes_nothing() {
-    let driver = Driver::started(Box::new(Entropy));
+    let driver = Driver::started(Box::new(Entropy::new(None)));
     driver.device.pause();
     let good = saved(&driver.device);
-    let fresh = Driver::new(Box::new(Entropy));
+    let fresh = Driver::new(Box::new(Entropy::new(None)));
     let size = |size: u16| json!({ "max_size": size, "size": size });
     for (key, value, words) in [
         ("device_type", json!(2), "of a device of type 2"),

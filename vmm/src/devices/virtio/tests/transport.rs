@@ -10,7 +10,7 @@ const VERSION_1: u64 = 1 << 32;
 const STEPS: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK;
 
 fn driver() -> Driver {
-    Driver::new(Box::new(Entropy))
+    Driver::new(Box::new(Entropy::new(None)))
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn queues_outside_memory_need_a_reset_and_get_one() {
 
 #[test]
 fn a_queue_out_of_range_of_the_notify_register_is_ignored() {
-    let driver = Driver::started(Box::new(Entropy));
+    let driver = Driver::started(Box::new(Entropy::new(None)));
     driver.write(VIRTIO_MMIO_QUEUE_NOTIFY, 1);
     driver.write(VIRTIO_MMIO_QUEUE_NOTIFY, u32::MAX);
     assert_eq!(driver.status() & NEEDS_RESET, 0);
@@ -141,7 +141,7 @@ fn a_queue_out_of_range_of_the_notify_register_is_ignored() {
 
 #[test]
 fn an_interrupt_is_an_edge_after_its_status_and_goes_with_the_acknowledgement() {
-    let mut driver = Driver::started(Box::new(Entropy));
+    let mut driver = Driver::started(Box::new(Entropy::new(None)));
     driver.serve(&[(DATA, 8, true)]);
     let line = driver.device.notifier.line().try_clone().unwrap();
     wait_until("an edge", || line.read().is_ok());
@@ -160,7 +160,7 @@ fn an_interrupt_is_an_edge_after_its_status_and_goes_with_the_acknowledgement() 
 
 #[test]
 fn a_queue_taken_out_of_use_is_not_served() {
-    let mut driver = Driver::started(Box::new(Entropy));
+    let mut driver = Driver::started(Box::new(Entropy::new(None)));
     driver.write(VIRTIO_MMIO_QUEUE_READY, 0);
     assert_eq!(driver.read(VIRTIO_MMIO_QUEUE_READY), 0);
     driver.put_chain(&[(DATA, 8, true)]);
@@ -173,7 +173,7 @@ fn a_queue_taken_out_of_use_is_not_served() {
 
 #[test]
 fn a_device_goes_on_after_a_reset_from_where_a_driver_starts() {
-    let mut driver = Driver::started(Box::new(Entropy));
+    let mut driver = Driver::started(Box::new(Entropy::new(None)));
     for _ in 0..3 {
         assert_eq!(driver.serve(&[(DATA, 16, true)]), 16);
         driver.write(VIRTIO_MMIO_STATUS, 0);

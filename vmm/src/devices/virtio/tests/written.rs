@@ -80,7 +80,7 @@ fn what_a_disk_reads_its_status_and_its_rings_are_noted() {
 
 #[test]
 fn random_bytes_are_noted() {
-    let mut driver = Driver::started(Box::new(Entropy));
+    let mut driver = Driver::started(Box::new(Entropy::new(None)));
     // Three pages and the used ring.
     assert_eq!(noted(&mut driver, &[(DATA + 8, 2 * 4096, true)]), 4);
     let at = GuestAddress(DATA + 2 * 4096);
