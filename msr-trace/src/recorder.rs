@@ -139,11 +139,29 @@ impl Recording {
         recorder: Arc<Recorder>,
         clock: fn() -> u64,
     ) -> io::Result<Self> {
+        Self::start_with(out, header, recorder, clock, || {})
+    }
+
+    /// The same, with a thread that first calls `begin`: to confine itself, for instance.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start`](Self::start).
+    pub fn start_with(
+        out: impl Write + Send + 'static,
+        header: &Header,
+        recorder: Arc<Recorder>,
+        clock: fn() -> u64,
+        begin: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let writer = TraceWriter::new(out, header)?;
         let of_thread = recorder.clone();
         let thread = thread::Builder::new()
             .name("msr-trace".to_owned())
-            .spawn(move || write_on(writer, &of_thread, clock))?;
+            .spawn(move || {
+                begin();
+                write_on(writer, &of_thread, clock)
+            })?;
         Ok(Self { recorder, thread })
     }
 

@@ -154,8 +154,7 @@ impl VmBuilder {
         self
     }
 
-    /// Sets the system-call filters that the VM's threads enter, each before it first does something for the guest; none
-    /// unless set. [`Sandbox::thread_filters`](crate::sandbox::Sandbox::thread_filters) makes them.
+    /// Sets the system-call filters that the VM's threads enter in [`Vm::start`]; none unless set. [`Sandbox::thread_filters`](crate::sandbox::Sandbox::thread_filters) makes them.
     #[must_use]
     pub fn thread_filters(mut self, filters: ThreadFilters) -> Self {
         self.filters = filters;
@@ -214,7 +213,7 @@ impl VmBuilder {
         mark(BootEvent::MsrPlan);
 
         let kvm = open_kvm().map_err(VmError::Open)?;
-        let vm = Arc::new(kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?);
+        let vm = Arc::new(create_vm(&kvm)?);
         // Before the irqchip, whose creation leaves RCU callbacks pending. KVM waits out a grace period when a filter
         // is replaced; with callbacks pending that takes 10 ms and more, and without some microseconds.
         let guest_memory = memory.clone();
@@ -229,16 +228,8 @@ impl VmBuilder {
 
         let (shutdown, shutdown_receiver) =
             shutdown_channel().map_err(VmError::host("cannot make an eventfd"))?;
-        let virtio = virtio::attach(&vm, &memory, devices, &self.filters)?;
-        let machine = Machine::new(
-            &vm,
-            &shutdown,
-            self.output,
-            virtio,
-            &config,
-            timing.clone(),
-            &self.filters,
-        )?;
+        let virtio = virtio::attach(&vm, &memory, devices)?;
+        let machine = Machine::new(&vm, &shutdown, self.output, virtio, &config, timing.clone())?;
         mark(BootEvent::Devices);
 
         let fds = create_vcpus(&vm, topology)?;
@@ -378,6 +369,16 @@ fn open_kvm() -> Result<Kvm, kvm_ioctls::Error> {
         match Kvm::new() {
             Err(error) if error.errno() == libc::EINTR => {}
             other => return other,
+        }
+    }
+}
+
+/// Makes a VM, whatever signals come meanwhile.
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, VmError> {
+    loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            other => return other.map_err(VmError::kvm("KVM_CREATE_VM")),
         }
     }
 }

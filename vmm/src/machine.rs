@@ -21,7 +21,6 @@ use crate::devices::virtio::block::{Block, DiskError};
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::{MmioDevice, Slot, VirtioDevice};
 use crate::layout;
-use crate::sandbox::ThreadFilters;
 use crate::shutdown::ShutdownSender;
 use crate::timing::{BootTiming, TimedOutput};
 use crate::vm::VmError;
@@ -44,7 +43,6 @@ impl Machine {
         virtio: Vec<Arc<MmioDevice>>,
         config: &Config,
         timing: Option<Arc<BootTiming>>,
-        filters: &ThreadFilters,
     ) -> Result<Self, VmError> {
         let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
             .map_err(VmError::host("cannot make an eventfd"))?;
@@ -54,8 +52,7 @@ impl Machine {
             Some(timing) => Box::new(TimedOutput { output, timing }),
             None => output,
         };
-        let console = Console::with_filters(irq, output, filters.clone())
-            .map_err(VmError::host("cannot make an eventfd"))?;
+        let console = Console::new(irq, output).map_err(VmError::host("cannot make an eventfd"))?;
         let rtc = Arc::new(Rtc::new());
         let pci = Arc::new(PciConfigSpace::new(&config.cpu.pci));
         let power = PowerManagement::new(vm.clone(), shutdown.clone());

@@ -86,6 +86,11 @@ impl RunningVm {
             save_context: vm.save_context,
             images: vm.images,
         };
+        running.console.confine(&vm.filters);
+        running
+            .virtio
+            .iter()
+            .for_each(|device| device.confine(&vm.filters));
         for vcpu in vm.vcpus {
             let clock = running.msrs.clock().clone();
             let id = vcpu.id().0;

@@ -773,7 +773,7 @@ fn the_printed_configuration_is_validated_and_warned_about() {
 
 #[test]
 fn what_a_control_socket_needs_is_part_of_the_sandbox_only_with_one() {
-    let show = ["sandbox", "show", "--sandbox=on"];
+    let show = ["sandbox", "show"];
     let without = stdout(&show);
     assert!(
         !without.contains("accept4") && !without.contains("KVM_SET_MSRS"),
@@ -788,7 +788,7 @@ fn what_a_control_socket_needs_is_part_of_the_sandbox_only_with_one() {
 
 #[test]
 fn snapshots_are_part_of_the_sandbox_where_they_are_asked_for() {
-    let show = ["sandbox", "show", "--sandbox=on", "--control", "vm.sock"];
+    let show = ["sandbox", "show", "--control", "vm.sock"];
     let without = stdout(&show);
     assert!(!without.contains("openat"), "{without}");
     let with = stdout(&[&show[..], &["--snapshots", "/srv/saved"]].concat());
@@ -798,16 +798,17 @@ fn snapshots_are_part_of_the_sandbox_where_they_are_asked_for() {
             && with.contains("KVM_GET_DEVICE_ATTR"),
         "{with}"
     );
-    let outside = refusal(&["run", "--kernel", "k", "--snapshots", "/tmp"]);
-    assert!(outside.contains("need --sandbox=on"), "{outside}");
-    let nowhere = [
+    let off = [
         "run",
         "--kernel",
         "k",
-        "--sandbox=on",
+        "--sandbox=off",
         "--snapshots",
-        "/nowhere",
+        "/tmp",
     ];
+    let outside = refusal(&off);
+    assert!(outside.contains("leave out --sandbox=off"), "{outside}");
+    let nowhere = ["run", "--kernel", "k", "--snapshots", "/nowhere"];
     assert!(refusal(&nowhere).contains("name a folder that exists"));
 }
 

@@ -214,7 +214,7 @@ fn a_vm_with_scenarios_has_in_the_sandbox_what_they_may_do() {
         "[[msr.scenario]]\n[[msr.scenario.step]]\ndo = \"stop\"\n",
     );
     let path = file.0.to_str().expect("UTF-8");
-    let output = msr_vmm(&["sandbox", "show", "--sandbox=on", "--config", path]);
+    let output = msr_vmm(&["sandbox", "show", "--config", path]);
     let text = String::from_utf8(output.stdout).expect("text");
     for call in ["KVM_SIGNAL_MSI", "KVM_NMI", "KVM_SET_MSRS"] {
         assert!(text.contains(call), "no {call} in {text}");

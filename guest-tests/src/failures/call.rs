@@ -68,6 +68,11 @@ impl Call {
         self.number == Sysno::ioctl && self.operation == 0xae80
     }
 
+    /// Whether it makes a VM.
+    pub(super) fn is_kvm_create_vm(&self) -> bool {
+        self.number == Sysno::ioctl && self.operation == 0xae01
+    }
+
     /// What the thread is about to do.
     pub(super) fn of(thread: Pid, number: Sysno, arguments: &[u64; 6]) -> Self {
         let object = match number {

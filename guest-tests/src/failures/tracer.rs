@@ -40,7 +40,7 @@ impl Point {
         match self.fault {
             Fault::Short => true,
             Fault::Fails(libc::EINTR) => match self.call.number {
-                Sysno::ioctl => self.call.is_kvm_run(),
+                Sysno::ioctl => self.call.is_kvm_run() || self.call.is_kvm_create_vm(),
                 Sysno::fcntl | Sysno::flock | Sysno::connect | Sysno::fsync | Sysno::fdatasync => {
                     false
                 }

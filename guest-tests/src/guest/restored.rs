@@ -27,16 +27,19 @@ pub struct RestoredGuest {
 }
 
 impl RestoredGuest {
-    /// Carries `snapshot` on. The process serves a control socket at `socket`, and a file beside that has the console.
+    /// Carries `snapshot` on. The process serves a control socket at `socket`, may make snapshots in that folder, and a file
+    /// beside it has the console.
     ///
     /// # Errors
     ///
     /// [`BootError::Asset`] and [`BootError::Run`].
     pub fn start(snapshot: &Path, socket: PathBuf) -> Result<Self, BootError> {
-        Self::with_options(snapshot, socket, &[])
+        let folder = socket.parent().unwrap_or(Path::new("."));
+        let snapshots = [OsStr::new("--snapshots"), folder.as_os_str()];
+        Self::with_options(snapshot, socket.clone(), &snapshots)
     }
 
-    /// The same with more options of `msr-vmm restore`.
+    /// The same with other options of `msr-vmm restore`.
     ///
     /// # Errors
     ///

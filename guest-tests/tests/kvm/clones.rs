@@ -46,7 +46,8 @@ fn clones_reseed() -> Result<(), Failed> {
     let folder = Folder::new()?;
     let kernel = assets::cloud_kernel(Release::Trixie)?;
     let guest = Guest::with_kernel(&kernel, "vm.memory = 128\nvm.cpus = 2", plan())?;
-    let mut first = guest.option("--control", folder.path("socket")).start()?;
+    let guest = guest.option("--control", folder.path("socket"));
+    let mut first = guest.option("--snapshots", folder.path("")).start()?;
     first.wait_for(WAITS)?;
     let mut client = Client::connect(&folder.path("socket"))?;
     client.call(&Method::Pause)?;

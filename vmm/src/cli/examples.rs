@@ -65,8 +65,8 @@ pub(crate) fn of(command: &str) -> &'static [Example] {
                         "msr-vmm restore saved.vm --disk copy.img --control copy.sock",
                     ),
                     example(
-                        "Carry it on in the sandbox, where it can be saved again in one folder",
-                        "msr-vmm restore saved.vm --sandbox=on --snapshots saved --control vm.sock",
+                        "The same, and let it be saved again in one folder",
+                        "msr-vmm restore saved.vm --snapshots saved --control vm.sock",
                     ),
                 ]
             }
@@ -88,11 +88,11 @@ pub(crate) fn of(command: &str) -> &'static [Example] {
                         "msr-vmm ctl vm.sock scenario heat.toml",
                     ),
                     example(
-                        "Record the guest's MSR accesses from now on",
+                        "Record the accesses of a VM that runs with --sandbox=off from now on",
                         "msr-vmm ctl vm.sock trace start now.trace",
                     ),
                     example(
-                        "Save the VM in a new folder",
+                        "Save a VM that runs with --snapshots in a new folder there",
                         "msr-vmm ctl vm.sock snapshot saved.vm",
                     ),
                 ]
@@ -225,7 +225,7 @@ pub(crate) fn of(command: &str) -> &'static [Example] {
             &const {
                 [example(
                     "What a VM may do in the sandbox",
-                    "msr-vmm sandbox show --config vm.toml --sandbox=on",
+                    "msr-vmm sandbox show --config vm.toml",
                 )]
             }
         }

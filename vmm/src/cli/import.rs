@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use kvm_ioctls::Kvm;
 use msr_bus::{DeviceModel, Document, Topology, VcpuId};
 
+use crate::builder::create_vm;
 use crate::cli::plan::plan;
 use crate::cli::{self, Failure};
 use crate::config::{Config, LoadedConfig};
@@ -90,7 +91,7 @@ fn lacking(kvm: &Kvm, model: &ModelFile, models: &[DeviceModel]) -> Result<Vec<S
         models,
     )?;
     let ask = || -> Result<Vec<String>, VmError> {
-        let vm = kvm.create_vm().map_err(VmError::kvm("KVM_CREATE_VM"))?;
+        let vm = create_vm(kvm)?;
         vm.create_irq_chip()
             .map_err(VmError::kvm("KVM_CREATE_IRQCHIP"))?;
         let vcpu = vm.create_vcpu(0).map_err(VmError::kvm("KVM_CREATE_VCPU"))?;

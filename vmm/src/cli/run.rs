@@ -176,7 +176,7 @@ impl Machine<'_> {
             builder = builder.msr_observer(observer);
         }
         if let Some(trace) = &trace {
-            builder = trace.prepare(builder);
+            builder = trace.observe(builder);
         }
         if let Some(timing) = &self.timing {
             timing.mark(BootEvent::Configured);
@@ -187,10 +187,13 @@ impl Machine<'_> {
         warn(&self.loaded, vm.msr_plan());
         let terminal = session::open_terminal().map_err(Failure::fault)?;
         if let Some(trace) = &mut trace {
-            trace.start(&vm)?;
+            trace.prepare(&vm)?;
         }
         let scenarios = watches.map(|watches| PreparedScenarios::new(watches, scenarios));
         confined.leave_host()?;
+        if let Some(trace) = &mut trace {
+            trace.start(&confined.filters)?;
+        }
         let vm = vm.start().map_err(failure)?;
         confined.filters.enter(Role::Main);
         drop(self.loaded);

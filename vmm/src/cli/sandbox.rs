@@ -14,9 +14,9 @@ use crate::sandbox::{FileAccess, Sandbox, ThreadFilters, User, report_violations
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
     /// On.
+    #[default]
     On,
     /// Off.
-    #[default]
     Off,
 }
 
@@ -24,8 +24,9 @@ pub enum Switch {
 /// configuration file.
 #[derive(Debug, Default, Args)]
 pub struct SandboxArgs {
-    /// Confine the process to what this VM needs: `msr-vmm sandbox show --sandbox=on` prints that.
-    #[arg(long, value_name = "on|off", default_value = "off")]
+    /// Confine the process to what this VM needs, which `msr-vmm sandbox show` prints. Off, a guest that breaks out of the
+    /// VMM can do what this user can.
+    #[arg(long, value_name = "on|off", default_value = "on")]
     pub sandbox: Switch,
     /// Run the guest as this user and group, given as numbers.
     #[arg(long, value_name = "UID:GID")]
@@ -36,7 +37,7 @@ pub struct SandboxArgs {
     /// Give the process a network namespace with nothing in it.
     #[arg(long)]
     pub netns: bool,
-    /// Let `msr-vmm ctl PATH snapshot` save the VM in this folder, which the sandbox otherwise keeps it from.
+    /// Let `msr-vmm ctl PATH snapshot` save the VM in this folder; without it, the sandbox lets it make no files.
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath, conflicts_with = "chroot")]
     pub snapshots: Option<PathBuf>,
 }
@@ -58,7 +59,7 @@ impl SandboxArgs {
                 || self.snapshots.is_some()
             {
                 return Err(Failure::usage(
-                    "--user, --chroot, --netns and --snapshots are parts of the sandbox: they need --sandbox=on",
+                    "--user, --chroot, --netns and --snapshots are parts of the sandbox: leave out --sandbox=off",
                 ));
             }
             return Ok(None);
@@ -97,6 +98,9 @@ impl SandboxArgs {
     /// Confines the process to this sandbox, before the guest's files are opened.
     fn confine(&self, sandbox: Option<Sandbox>) -> Result<Confined, Failure> {
         let Some(sandbox) = sandbox else {
+            log::warn!(
+                "the sandbox is off: a guest that breaks out of the VMM can do what this user can"
+            );
             return Ok(Confined::not());
         };
         let snapshots = self.snapshot_folder()?;
@@ -216,6 +220,8 @@ pub(crate) fn command(command: &SandboxCommand, models: &[DeviceModel]) -> Resul
     let config = args.load()?.config;
     match args.sandboxed(&config, models)? {
         Some(sandbox) => print(&sandbox),
-        None => print(&"the sandbox is off: --sandbox=on says what it would be\n"),
+        None => {
+            print(&"the sandbox is off (--sandbox=off): each thread may do what its user can\n")
+        }
     }
 }

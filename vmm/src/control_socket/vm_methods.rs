@@ -317,9 +317,13 @@ impl Handler for VmMethods<'_> {
                     state: self.state(),
                 })
             }
-            Method::TraceStart(_) if self.files != Files::Any => Err(Error::vm(
-                "the sandbox lets the VMM make no files; a sandboxed VM is traced from its start, by run --trace FILE",
-            )),
+            Method::TraceStart(_)
+                if self.files != Files::Any && self.trace.borrow().path().is_none() =>
+            {
+                Err(Error::vm(
+                    "the sandbox lets the VMM make no files; a sandboxed VM is traced from its start, by run --trace FILE",
+                ))
+            }
             Method::TraceStart(TraceParams { file }) => {
                 let started = self.trace.borrow_mut().start(self.vm, &file);
                 started.map_err(Error::of_trace)?;

@@ -1,12 +1,14 @@
 //! Which files the process may open, by Landlock (Documentation/userspace-api/landlock.rst).
 
-use std::fmt;
+use std::error::Error;
 use std::path::PathBuf;
+use std::{fmt, io, iter};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
-    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
 };
+use nix::errno::Errno;
 
 use crate::config::Config;
 
@@ -94,24 +96,44 @@ pub(super) fn of(config: &Config) -> Vec<FileRule> {
     rules
 }
 
-/// Restricts the calling thread, and those that it starts, to these files, and to no TCP at all.
+/// Restricts the calling thread, and those that it starts, to these files, and to no TCP at all. Gives what is not in force,
+/// and why, where the kernel or a container does not offer it.
 ///
 /// # Errors
 ///
-/// What is not in force, and why.
-pub(super) fn restrict(rules: &[FileRule]) -> Result<(), String> {
-    let status =
-        try_restrict(rules).map_err(|error| format!("files are not restricted: {error}"))?;
-    match status {
-        RulesetStatus::NotEnforced => Err(
+/// What else the kernel said.
+pub(super) fn restrict(rules: &[FileRule]) -> io::Result<Option<String>> {
+    match try_restrict(rules) {
+        Ok(RulesetStatus::NotEnforced) => Ok(Some(
             "files are not restricted: the kernel has no Landlock, or it is switched off".into(),
-        ),
+        )),
         // Older kernels restrict fewer kinds of access, and reading, writing and creating are among them always.
-        RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced => Ok(()),
+        Ok(RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced) => Ok(None),
+        Err(error) => match kernels_word(&error) {
+            Some(word) if !is_not_offered(word) => Err(io::Error::from(word)),
+            _ => Ok(Some(format!("files are not restricted: {error}"))),
+        },
     }
 }
 
-fn try_restrict(rules: &[FileRule]) -> Result<RulesetStatus, landlock::RulesetError> {
+/// Whether an error says that there is no such system call, or that a container's own filter forbids it.
+pub(super) fn is_not_offered(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPERM
+    )
+}
+
+/// What the kernel said, under what the library says of it.
+fn kernels_word(error: &RulesetError) -> Option<Errno> {
+    let causes = iter::successors(Some(error as &dyn Error), |&error| error.source());
+    causes
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .find_map(io::Error::raw_os_error)
+        .map(Errno::from_raw)
+}
+
+fn try_restrict(rules: &[FileRule]) -> Result<RulesetStatus, RulesetError> {
     let ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
     let mut ruleset = ruleset
         .handle_access(AccessFs::from_all(NEWEST))?

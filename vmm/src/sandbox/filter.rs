@@ -1,9 +1,10 @@
 //! The policies as seccomp filters, and threads that enter them.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fmt;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
@@ -17,6 +18,13 @@ use super::{SandboxError, privileges, violation};
 #[derive(Clone, Default)]
 pub struct ThreadFilters(Option<Arc<Compiled>>);
 
+impl fmt::Debug for ThreadFilters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.0.as_ref().map_or("none", |_| "for each role");
+        f.debug_tuple("ThreadFilters").field(&name).finish()
+    }
+}
+
 struct Compiled {
     programs: Vec<(Role, BpfProgram)>,
     /// Whether the kernel takes filters.
@@ -25,6 +33,7 @@ struct Compiled {
 
 impl ThreadFilters {
     pub(super) fn new(policies: &[ThreadPolicy]) -> Result<Self, SandboxError> {
+        privileges::keep_allocator_from_files();
         let programs = policies.iter().map(|policy| {
             let program = compile(policy).map_err(|error| SandboxError::Filter {
                 role: policy.role,
@@ -40,16 +49,19 @@ impl ThreadFilters {
 
     /// Takes the calling thread's capabilities, and confines it to what its role may do, for the rest of its life.
     ///
-    /// # Panics
-    ///
-    /// Where the kernel refuses what it took of a thread before: a thread that was to be confined does nothing for
-    /// the guest unconfined.
+    /// Where the kernel refuses that, the process ends with status 1 and a line on standard error, as after a violation:
+    /// a thread that was to be confined does nothing for the guest unconfined.
     pub fn enter(&self, role: Role) {
         let Some(compiled) = &self.0 else {
             return;
         };
+        let refused = |what: &str, error: &dyn fmt::Display| -> ! {
+            violation::end(format_args!(
+                "msr-vmm: sandbox: {role} thread: {what}: {error}; --sandbox=off runs the guest without it"
+            ))
+        };
         if let Err(error) = privileges::drop_capabilities() {
-            panic!("sandbox: {role} thread: cannot drop the capabilities: {error}");
+            refused("cannot drop the capabilities", &error);
         }
         if !compiled.seccomp {
             return;
@@ -58,14 +70,14 @@ impl ThreadFilters {
         let programs = compiled.programs.iter();
         for (_, program) in programs.filter(|(of, _)| *of == role) {
             if let Err(error) = seccompiler::apply_filter(program) {
-                panic!("sandbox: {role} thread: cannot set the system-call filter: {error}");
+                refused("cannot set the system-call filter", &error);
             }
         }
     }
 }
 
 /// Whether the kernel has seccomp with the action that reports a violation.
-pub(super) fn probe() -> io::Result<()> {
+pub(super) fn probe() -> Result<(), Errno> {
     let action = libc::SECCOMP_RET_TRAP;
     // SAFETY: the kernel reads four bytes at the pointer, which `action` has.
     let result = unsafe {
@@ -76,11 +88,7 @@ pub(super) fn probe() -> io::Result<()> {
             &raw const action,
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    Errno::result(result).map(drop)
 }
 
 fn compile(policy: &ThreadPolicy) -> Result<BpfProgram, seccompiler::BackendError> {

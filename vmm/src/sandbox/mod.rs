@@ -1,13 +1,13 @@
 //! What the process may still do while a guest runs, taken from it so that a guest that breaks out of a device model
 //! finds little.
 //!
-//! A program opts in: nothing here is applied unasked. `msr-vmm run` applies all of it with `--sandbox=on`.
+//! A program opts in: nothing here is applied unasked. `msr-vmm run` and `restore` apply all of it unless told `--sandbox=off`.
 //!
 //! | When | What | Where |
 //! |---|---|---|
 //! | before a file of the guest is opened | no new privileges; resource limits; a network namespace where asked for; Landlock: the files that the configuration names and no others, no TCP | [`Sandbox::confine`] |
 //! | when everything is open | the root folder and the user, where asked for | [`Sandbox::leave_host`] |
-//! | on each thread, before it first does something for the guest | no capabilities; a seccomp filter with the system calls of its [`Role`], each ioctl by its request number | [`ThreadFilters::enter`] |
+//! | on each of the VM's threads, when the guest starts | no capabilities; a seccomp filter with the system calls of its [`Role`], each ioctl by its request number | [`ThreadFilters::enter`] |
 //!
 //! What a thread may do depends on the configuration: only one with a `forward` device that forwards writes gives vCPU
 //! threads `KVM_SET_MSRS`, only one with a writable disk gives its thread `pwritev`. [`ThreadPolicy`] is that as data,
@@ -197,10 +197,13 @@ impl Sandbox {
             privileges::leave_network()
                 .map_err(SandboxError::refused("--netns: unshare(CLONE_NEWNET)"))?;
         }
-        if let Err(missing) = files::restrict(&self.files) {
-            confinement.missing.push(missing);
-        }
+        let unrestricted =
+            files::restrict(&self.files).map_err(SandboxError::refused("Landlock"))?;
+        confinement.missing.extend(unrestricted);
         if let Err(error) = filter::probe() {
+            if !files::is_not_offered(error) {
+                return Err(SandboxError::refused("seccomp")(error.into()));
+            }
             let missing = format!("no system-call filters: the kernel has no seccomp: {error}");
             confinement.missing.push(missing);
         }

@@ -19,18 +19,24 @@ pub enum Role {
     Console,
     /// Serves a disk.
     Block,
+    /// Brings what was written to a disk to stable storage.
+    Flush,
     /// Serves the source of random numbers.
     Entropy,
+    /// Writes a trace.
+    Trace,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::Main,
         Self::Vcpu,
         Self::Console,
         Self::Block,
+        Self::Flush,
         Self::Entropy,
+        Self::Trace,
     ];
 }
 
@@ -41,7 +47,9 @@ impl fmt::Display for Role {
             Self::Vcpu => "vcpu",
             Self::Console => "console",
             Self::Block => "block",
+            Self::Flush => "flush",
             Self::Entropy => "entropy",
+            Self::Trace => "trace",
         })
     }
 }
@@ -140,7 +148,8 @@ pub(super) fn of(role: Role, config: &Config, models: &[DeviceModel]) -> ThreadP
     match role {
         Role::Main => main(&mut policy),
         Role::Vcpu => vcpu(&mut policy, config, models),
-        Role::Console => {}
+        Role::Console | Role::Trace => {}
+        Role::Flush => policy.calls([Sysno::fdatasync]),
         Role::Block => {
             worker(&mut policy);
             block(&mut policy, config);
@@ -224,12 +233,7 @@ fn worker(policy: &mut ThreadPolicy) {
 fn block(policy: &mut ThreadPolicy, config: &Config) {
     policy.calls([Sysno::pread64, Sysno::preadv]);
     if config.vm.disks.iter().any(|disk| !disk.readonly) {
-        policy.calls([
-            Sysno::pwrite64,
-            Sysno::pwritev,
-            Sysno::fallocate,
-            Sysno::fdatasync,
-        ]);
+        policy.calls([Sysno::pwrite64, Sysno::pwritev, Sysno::fallocate]);
     }
 }
 
@@ -315,7 +319,7 @@ impl ThreadPolicy {
                 // A client's write to an MSR that KVM keeps.
                 self.request(ioctls::KVM_SET_MSRS);
             }
-            Role::Console | Role::Block | Role::Entropy => {}
+            Role::Console | Role::Block | Role::Flush | Role::Entropy | Role::Trace => {}
         }
     }
 
@@ -348,7 +352,7 @@ impl ThreadPolicy {
             Role::Vcpu => ioctls::VCPU_SAVE
                 .into_iter()
                 .for_each(|request| self.request(request)),
-            Role::Console | Role::Block | Role::Entropy => {}
+            Role::Console | Role::Block | Role::Flush | Role::Entropy | Role::Trace => {}
         }
     }
 

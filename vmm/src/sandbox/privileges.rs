@@ -71,6 +71,18 @@ pub(super) fn limit_resources() -> io::Result<()> {
     }
 }
 
+/// Keeps the allocator of the GNU C library from opening files, on whatever thread is the first to make it: the number of CPUs
+/// (/sys/devices/system/cpu/online) when there are more than 8 arenas, and /proc/sys/vm/overcommit_memory when one that is not the
+/// first is to shrink. New threads share the first arena, and what is free at its end is given back by malloc_trim(3) alone.
+pub(super) fn keep_allocator_from_files() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) takes numbers, and has no effect on what is allocated already.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+    }
+}
+
 pub(super) fn leave_network() -> io::Result<()> {
     // SAFETY: `unshare` takes a number.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) })

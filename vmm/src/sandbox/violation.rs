@@ -69,13 +69,20 @@ extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc:
     let _ = if info.code == SYS_SECCOMP {
         describe(&mut line, info.call)
     } else {
-        writeln!(line, "msr-vmm: somebody sent SIGSYS; the VM ends")
+        write!(line, "msr-vmm: somebody sent SIGSYS; the VM ends")
     };
-    // SAFETY: `line` has that many bytes, and neither call returns to anything that could mind.
-    unsafe {
-        libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.length);
-        libc::_exit(STATUS);
+    line.say_and_exit()
+}
+
+/// Ends the process as after a violation, for another reason.
+pub(super) fn end(why: fmt::Arguments<'_>) -> ! {
+    if let Some(last) = LAST.get() {
+        last();
     }
+    let mut line = Line::default();
+    // It cannot fail: a line too long is cut off.
+    let _ = line.write_fmt(why);
+    line.say_and_exit()
 }
 
 fn describe(line: &mut Line, call: libc::c_int) -> fmt::Result {
@@ -91,7 +98,7 @@ fn describe(line: &mut Line, call: libc::c_int) -> fmt::Result {
     if let Some(role) = ROLE.get() {
         write!(line, " ({role})")?;
     }
-    writeln!(
+    write!(
         line,
         " does not allow. The VM ends. This is a bug of the sandbox or an attack: please report this line, and what \
          `msr-vmm run --print-config` prints. --sandbox=off runs the guest without it"
@@ -113,9 +120,27 @@ impl Default for Line {
     }
 }
 
+impl Line {
+    /// Says this line, and ends the process.
+    fn say_and_exit(&mut self) -> ! {
+        // The last byte is free: `write_str` leaves it.
+        self.bytes[self.length] = b'\n';
+        // SAFETY: `bytes` has one byte more than the text, and neither call returns to anything that could mind.
+        unsafe {
+            libc::write(
+                libc::STDERR_FILENO,
+                self.bytes.as_ptr().cast(),
+                self.length + 1,
+            );
+            libc::_exit(STATUS)
+        }
+    }
+}
+
 impl fmt::Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = self.bytes.len() - self.length;
+        // One byte stays for the end of the line.
+        let room = self.bytes.len() - 1 - self.length;
         let text = &text.as_bytes()[..text.len().min(room)];
         self.bytes[self.length..self.length + text.len()].copy_from_slice(text);
         self.length += text.len();

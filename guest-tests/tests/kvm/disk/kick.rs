@@ -41,15 +41,8 @@ pub(super) fn a_kick_does_not_leave_the_kernel() -> Result<(), Failed> {
         size: 0x1000,
         gsi: 16,
     };
-    let unfiltered = msr_vmm::sandbox::ThreadFilters::default();
     let memory_of_device = Arc::new(memory.clone());
-    let _device = MmioDevice::new(
-        &vm,
-        memory_of_device,
-        slot,
-        Box::new(Entropy::new(None)),
-        &unfiltered,
-    )?;
+    let _device = MmioDevice::new(&vm, memory_of_device, slot, Box::new(Entropy::new(None)))?;
 
     let mut vcpu = vm.create_vcpu(0)?;
     let mut segments = vcpu.get_sregs()?;

@@ -60,8 +60,19 @@ fn counting(folder: &Folder) -> Result<Guest, Failed> {
     Ok(guest.option("--config", config).option("--control", socket))
 }
 
-pub(super) fn start(folder: &Folder) -> Result<(RunningGuest, std::path::PathBuf), Failed> {
-    let mut running = counting(folder)?.start()?;
+fn start(folder: &Folder) -> Result<(RunningGuest, std::path::PathBuf), Failed> {
+    up(counting(folder)?, folder)
+}
+
+/// Without the sandbox, for what makes or removes files.
+pub(super) fn start_unconfined(
+    folder: &Folder,
+) -> Result<(RunningGuest, std::path::PathBuf), Failed> {
+    up(counting(folder)?.option("--sandbox", "off"), folder)
+}
+
+fn up(guest: Guest, folder: &Folder) -> Result<(RunningGuest, std::path::PathBuf), Failed> {
+    let mut running = guest.start()?;
     running.wait_for("up")?;
     Ok((running, folder.path("socket")))
 }
@@ -116,7 +127,7 @@ pub(super) fn progresses(socket: &Path) -> Result<u64, Failed> {
 
 fn every_command_does_what_it_says() -> Result<(), Failed> {
     let folder = Folder::new()?;
-    let (running, socket) = start(&folder)?;
+    let (running, socket) = start_unconfined(&folder)?;
     steer(&running, &socket)?;
     said(&socket, &["stop"])?;
     let outcome = running.wait()?;
@@ -129,8 +140,7 @@ fn the_sandbox_lets_every_command_through_but_those_that_make_files() -> Result<
     let socket = folder.path("socket");
     let filter = folder.file("filter.toml", "default = \"allow\"")?;
     let snapshot = folder.path("snapshot");
-    let mut running = counting(&folder)?.option("--sandbox", "on").start()?;
-    running.wait_for("up")?;
+    let (running, _) = start(&folder)?;
     steer(&running, &socket)?;
     said(
         &socket,

@@ -6,7 +6,7 @@ use guest_tests::guest::{Folder, Guest, TinyKernel};
 use libtest_mimic::{Failed, Trial};
 use msr_trace::{Ending, Kind, Record, Trace};
 
-use super::control::{COUNTER, count, ctl, ensure, json, progresses, said, start};
+use super::control::{COUNTER, count, ctl, ensure, json, progresses, said, start_unconfined};
 use super::{kill, listed};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -18,7 +18,7 @@ pub(super) fn trials() -> Vec<Trial> {
 
 fn a_trace_begins_and_ends_while_the_guest_runs() -> Result<(), Failed> {
     let folder = Folder::new()?;
-    let (running, socket) = start(&folder)?;
+    let (running, socket) = start_unconfined(&folder)?;
     let (first, second) = (folder.path("first"), folder.path("second"));
     let text = |path: &Path| path.to_str().map(str::to_owned).ok_or("no UTF-8");
     let refused = |arguments: &[&str], status: i32, words: &str| -> Result<(), Failed> {
@@ -107,7 +107,7 @@ fn a_trace_that_is_on_ends_in_order_with_the_vmm() -> Result<(), Failed> {
     let folder = Folder::new()?;
     // By a signal, by the socket, and by the guest itself.
     for end in ["signal", "stop"] {
-        let (running, socket) = start(&folder)?;
+        let (running, socket) = start_unconfined(&folder)?;
         let file = folder.path(end);
         said(
             &socket,
@@ -132,6 +132,7 @@ fn a_trace_that_is_on_ends_in_order_with_the_vmm() -> Result<(), Failed> {
     let guest = Guest::tiny(&mut kernel)?.typed_to();
     let socket = folder.path("typed");
     let file = folder.path("guest");
+    let guest = guest.option("--sandbox", "off");
     let mut running = guest.option("--control", &socket).start()?;
     running.wait_for("up")?;
     said(

@@ -68,8 +68,12 @@ fn counting() -> Result<Guest, Failed> {
     Ok(guest.option("--config", config).option("--control", socket))
 }
 
-fn start() -> Result<(RunningGuest, PathBuf), Failed> {
-    let guest = counting()?;
+/// Starts one that may be saved in `folder`.
+fn start_saveable(folder: &Folder) -> Result<(RunningGuest, PathBuf), Failed> {
+    start(counting()?.option("--snapshots", folder.path("")))
+}
+
+fn start(guest: Guest) -> Result<(RunningGuest, PathBuf), Failed> {
     let socket = guest.folder().path("socket");
     let mut running = guest.start()?;
     running.wait_for("up")?;
@@ -81,31 +85,21 @@ fn a_vm_in_the_sandbox_is_saved_where_it_may_be_and_carried_on_in_a_sandbox() ->
     let folder = Folder::new()?;
     let saved = folder.path("saved");
     std::fs::create_dir(&saved)?;
-    let sandbox = [
-        OsStr::new("--sandbox=on"),
-        OsStr::new("--snapshots"),
-        saved.as_os_str(),
-    ];
+    let may_save = [OsStr::new("--snapshots"), saved.as_os_str()];
     let refusal = |client: &mut Client, at: PathBuf| -> Result<String, Failed> {
         let error = save(client, at).err().ok_or("it is saved")?;
         Ok(error.message().unwrap_or_default().to_owned())
     };
     // Without a folder for it nothing is saved, and the option is named.
-    let guest = counting()?.argument(sandbox[0]);
-    let socket = guest.folder().path("socket");
-    let mut running = guest.start()?;
-    running.wait_for("up")?;
+    let (running, socket) = start(counting()?)?;
     let said = refusal(&mut Client::connect(&socket)?, saved.join("s"))?;
     if !said.contains("--snapshots FOLDER") {
         return Err(said.into());
     }
     running.kill()?;
 
-    let guest = counting()?;
-    let guest = sandbox.into_iter().fold(guest, Guest::argument);
-    let socket = guest.folder().path("socket");
-    let mut running = guest.start()?;
-    running.wait_for("up")?;
+    let guest = may_save.into_iter().fold(counting()?, Guest::argument);
+    let (running, socket) = start(guest)?;
     let mut client = Client::connect(&socket)?;
     let mut from = progress_from(&mut client, 0)?;
     let said = refusal(&mut client, folder.path("elsewhere"))?;
@@ -119,7 +113,7 @@ fn a_vm_in_the_sandbox_is_saved_where_it_may_be_and_carried_on_in_a_sandbox() ->
     for round in 0..3 {
         let socket = folder.path(&format!("socket{round}"));
         let at = saved.join(round.to_string());
-        let mut restored = RestoredGuest::with_options(&at, socket, &sandbox)?;
+        let mut restored = RestoredGuest::with_options(&at, socket, &may_save)?;
         let mut client = restored.client()?;
         from = progress_from(&mut client, from)?;
         let said = refusal(&mut client, folder.path("elsewhere"))?;
@@ -174,7 +168,7 @@ fn save(client: &mut Client, folder: PathBuf) -> Result<(), Failed> {
 
 fn a_guest_goes_on_where_it_was_in_another_process() -> Result<(), Failed> {
     let folder = Folder::new()?;
-    let (running, socket) = start()?;
+    let (running, socket) = start_saveable(&folder)?;
     let mut client = Client::connect(&socket)?;
     let mut from = progress_from(&mut client, 0)?;
     client.call(&Method::Pause)?;
@@ -202,7 +196,7 @@ fn a_guest_goes_on_where_it_was_in_another_process() -> Result<(), Failed> {
 
 fn a_snapshot_can_be_restored_many_times_at_once() -> Result<(), Failed> {
     let folder = Folder::new()?;
-    let (running, socket) = start()?;
+    let (running, socket) = start_saveable(&folder)?;
     let mut client = Client::connect(&socket)?;
     progress_from(&mut client, 0)?;
     client.call(&Method::Pause)?;
@@ -247,7 +241,7 @@ fn refused(snapshot: &Path) -> Result<String, Failed> {
 
 fn a_damaged_snapshot_is_refused_and_named() -> Result<(), Failed> {
     let folder = Folder::new()?;
-    let (running, socket) = start()?;
+    let (running, socket) = start_saveable(&folder)?;
     let mut client = Client::connect(&socket)?;
     client.call(&Method::Pause)?;
     let snapshot = folder.path("s");
@@ -302,7 +296,7 @@ fn a_damaged_snapshot_is_refused_and_named() -> Result<(), Failed> {
 
 fn a_guest_goes_on_after_a_snapshot_and_nothing_is_replaced() -> Result<(), Failed> {
     let folder = Folder::new()?;
-    let (running, socket) = start()?;
+    let (running, socket) = start_saveable(&folder)?;
     let mut client = Client::connect(&socket)?;
     let from = progress_from(&mut client, 0)?;
     save(&mut client, folder.path("s"))?;

@@ -82,7 +82,9 @@ fn boot(moments: &mut Moments, most: u64) -> Result<u64, Failed> {
         Step::KernelLog,
     ]);
     let socket = |round: u64| folder.path(&format!("{round}.socket"));
-    let first = Guest::new(CONFIG, plan)?.option("--control", socket(0));
+    let first = Guest::new(CONFIG, plan)?
+        .option("--control", socket(0))
+        .option("--snapshots", folder.path(""));
     let mut process = Process::First(Box::new(first.start()?));
     let mut console = String::new();
     let mut round = 0;

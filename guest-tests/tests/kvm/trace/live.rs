@@ -131,8 +131,7 @@ fn sandboxed(more: &[&str]) -> Result<(), Failed> {
     kernel.power_off()?;
     let mut guest = Guest::tiny(&mut kernel)?
         .option("--config", config)
-        .option("--trace", &path)
-        .argument("--sandbox=on");
+        .option("--trace", &path);
     for argument in more {
         guest = guest.argument(argument);
     }

@@ -14,6 +14,7 @@ use crate::cli::Failure;
 use crate::cli::plan::plan;
 use crate::config::{Config, LoadedConfig};
 use crate::cpu::topology::apic_id;
+use crate::sandbox::{Role, ThreadFilters};
 use crate::trace::{
     KernelTrace, Observe, Sink, TraceObserver, header, monotonic, not_seen_by_tracepoints,
     not_seen_without_help,
@@ -40,7 +41,10 @@ pub(crate) struct RunTrace {
     topology: Topology,
     recorder: Arc<Recorder>,
     observer: Arc<TraceObserver>,
-    started: Option<(Recording, Option<KernelTrace<ToRecorder>>)>,
+    /// What the file begins with, once the VM is known.
+    header: Option<Header>,
+    from_kernel: Option<KernelTrace<ToRecorder>>,
+    recording: Option<Recording>,
 }
 
 impl RunTrace {
@@ -78,7 +82,9 @@ impl RunTrace {
             topology,
             observer: Arc::new(TraceObserver::new(recorder.clone())),
             recorder,
-            started: None,
+            header: None,
+            from_kernel: None,
+            recording: None,
         })
     }
 
@@ -98,20 +104,16 @@ impl RunTrace {
     }
 
     /// Has the VM give what records hold.
-    pub(crate) fn prepare(&self, builder: VmBuilder) -> VmBuilder {
+    pub(crate) fn observe(&self, builder: VmBuilder) -> VmBuilder {
         let observer = self.observer.clone();
         builder
             .instruction_pointers()
             .at_stop(move |cpu| observer.look_at_lstar(cpu))
     }
 
-    /// Begins to record. Belongs before the first vCPU runs.
-    pub(crate) fn start(&mut self, vm: &Vm) -> Result<(), Failure> {
-        let header = self.header(vm);
-        let cannot = |error| Failure::fault(format!("--trace {}: {error}", self.path.display()));
-        let file = self.file.try_clone().map_err(cannot)?;
-        let recording =
-            Recording::start(file, &header, self.recorder.clone(), monotonic).map_err(cannot)?;
+    /// Reads what only the host's files tell. Belongs before the process leaves them.
+    pub(crate) fn prepare(&mut self, vm: &Vm) -> Result<(), Failure> {
+        self.header = Some(self.header_for(vm));
         let kernel = self.kernel.then(|| {
             let numbers = (0..self.topology.vcpus()).map(|id| apic_id(&self.topology, VcpuId(id)));
             let sink = ToRecorder(self.recorder.clone());
@@ -120,11 +122,26 @@ impl RunTrace {
         let kernel = kernel
             .transpose()
             .map_err(|error| Failure::fault(format!("--trace-kernel: {error}")))?;
-        self.started = Some((recording, kernel));
+        self.from_kernel = kernel;
         Ok(())
     }
 
-    fn header(&self, vm: &Vm) -> Header {
+    /// Begins to record, by a thread that enters its filter first. Belongs before the first vCPU runs.
+    pub(crate) fn start(&mut self, filters: &ThreadFilters) -> Result<(), Failure> {
+        let Some(header) = &self.header else {
+            return Ok(());
+        };
+        let cannot = |error| Failure::fault(format!("--trace {}: {error}", self.path.display()));
+        let file = self.file.try_clone().map_err(cannot)?;
+        let filters = filters.clone();
+        let confine = move || filters.enter(Role::Trace);
+        let recorder = self.recorder.clone();
+        let recording = Recording::start_with(file, header, recorder, monotonic, confine);
+        self.recording = Some(recording.map_err(cannot)?);
+        Ok(())
+    }
+
+    fn header_for(&self, vm: &Vm) -> Header {
         let mut header = header(self.topology.vcpus(), Some(vm.msr_plan()));
         header.topology = format!("{:?}", self.topology);
         header.config.clone_from(&self.config);
@@ -144,13 +161,12 @@ impl RunTrace {
 
     /// Ends the trace and says what it came to.
     pub(crate) fn finish(self) {
-        let Some((recording, kernel)) = self.started else {
-            return;
-        };
-        if let Some(Err(error)) = kernel.map(KernelTrace::finish) {
+        if let Some(Err(error)) = self.from_kernel.map(KernelTrace::finish) {
             log::error!("--trace-kernel: {error}");
         }
-        tell(&self.path, &recording.finish());
+        if let Some(recording) = self.recording {
+            tell(&self.path, &recording.finish());
+        }
     }
 }
 

@@ -91,22 +91,13 @@ impl Console {
     ///
     /// Where the process is out of file descriptors or threads.
     pub fn new(irq: EventFd, output: Box<dyn Write + Send>) -> io::Result<Arc<Self>> {
-        Self::with_filters(irq, output, ThreadFilters::default())
-    }
-
-    /// The same, with the thread that writes under `filters`.
-    pub(crate) fn with_filters(
-        irq: EventFd,
-        output: Box<dyn Write + Send>,
-        filters: ThreadFilters,
-    ) -> io::Result<Arc<Self>> {
         let input_taken = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let events = InputTaken(input_taken.try_clone()?);
         let (queue, feed) = output::queue();
         let trigger = Irqfd(irq.try_clone()?);
         let uart = Arc::new(Mutex::new(Serial::with_events(trigger, events, feed)));
         let waiting = uart.clone();
-        queue.start(output, filters, move || announce_room(&mut lock(&waiting)))?;
+        queue.start(output, move || announce_room(&mut lock(&waiting)))?;
         Ok(Arc::new(Self {
             uart,
             output: queue,
@@ -114,6 +105,11 @@ impl Console {
             input_taken,
             refused: AtomicBool::new(false),
         }))
+    }
+
+    /// Has the thread that writes enter its filter, before it writes anything.
+    pub fn confine(&self, filters: &ThreadFilters) {
+        self.output.confine(filters);
     }
 
     /// Gives the guest as much of `input` as it takes now, and returns how much that was: nothing as long as

@@ -37,6 +37,8 @@ struct State {
     waiting: VecDeque<u8>,
     /// The guest was told to wait, and is to hear when there is room.
     full: bool,
+    /// What the thread is to enter.
+    filters: Option<ThreadFilters>,
     /// Nothing more will come.
     closed: bool,
     /// What is left need not be written.
@@ -64,7 +66,6 @@ impl Output {
     pub(super) fn start(
         &self,
         writer: Box<dyn Write + Send>,
-        filters: ThreadFilters,
         room: impl Fn() + Send + 'static,
     ) -> io::Result<()> {
         // `close` interrupts a writer that is stuck in a system call.
@@ -74,10 +75,16 @@ impl Output {
             .name("console".to_owned())
             .spawn(move || {
                 accept_kicks();
-                queue.write_to(writer, &filters, room);
+                queue.write_to(writer, room);
             })?;
         *self.thread() = Some(thread);
         Ok(())
+    }
+
+    /// Has the thread enter its filter, before it writes anything.
+    pub(super) fn confine(&self, filters: &ThreadFilters) {
+        self.queue.state().filters = Some(filters.clone());
+        self.queue.changed.notify_all();
     }
 
     /// Another end of the queue to write to.
@@ -149,21 +156,11 @@ impl Write for Feed {
 }
 
 impl Queue {
-    fn write_to(
-        &self,
-        mut writer: Box<dyn Write + Send>,
-        filters: &ThreadFilters,
-        room: impl Fn(),
-    ) {
+    fn write_to(&self, mut writer: Box<dyn Write + Send>, room: impl Fn()) {
         let finished = Finished(self);
-        let mut confined = false;
         let mut piece = Vec::with_capacity(256);
         let mut losing = false;
         while let Some(was_full) = self.take(&mut piece) {
-            // Not before the guest writes: until the VM starts, its process may still change.
-            if !std::mem::replace(&mut confined, true) {
-                filters.enter(Role::Console);
-            }
             if was_full {
                 room();
             }
@@ -178,11 +175,20 @@ impl Queue {
         drop(finished);
     }
 
-    /// Waits for bytes and moves them to `piece`. Returns whether the guest was told to wait, and `None` at
+    /// Waits for bytes and moves them to `piece`, after entering the filter where one is given. Returns whether the guest was told to wait, and `None` at
     /// the end.
     fn take(&self, piece: &mut Vec<u8>) -> Option<bool> {
         let mut state = self.state();
-        while state.waiting.is_empty() && !state.closed {
+        loop {
+            if let Some(filters) = state.filters.take() {
+                drop(state);
+                filters.enter(Role::Console);
+                state = self.state();
+                continue;
+            }
+            if !state.waiting.is_empty() || state.closed {
+                break;
+            }
             state = self
                 .changed
                 .wait(state)

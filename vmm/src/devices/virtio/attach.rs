@@ -7,7 +7,6 @@ use super::device::VirtioDevice;
 use super::mmio::MmioDevice;
 use super::slot::Slot;
 use crate::memory::GuestMemoryMmap;
-use crate::sandbox::ThreadFilters;
 
 /// Why a device cannot be put into a slot.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +67,7 @@ pub enum AttachError {
 }
 
 /// Puts `devices` into the slots of the machine `vm` in their order. The guest's first disk, `/dev/vda`,
-/// is the first disk among them. Their threads enter `filters`.
+/// is the first disk among them.
 ///
 /// # Errors
 ///
@@ -77,7 +76,6 @@ pub fn attach(
     vm: &VmFd,
     memory: &GuestMemoryMmap,
     devices: Vec<Box<dyn VirtioDevice>>,
-    filters: &ThreadFilters,
 ) -> Result<Vec<Arc<MmioDevice>>, AttachError> {
     if devices.len() > Slot::COUNT {
         return Err(AttachError::TooMany(devices.len()));
@@ -86,6 +84,6 @@ pub fn attach(
     let slots = (0..).map_while(Slot::new);
     slots
         .zip(devices)
-        .map(|(slot, device)| MmioDevice::new(vm, memory.clone(), slot, device, filters))
+        .map(|(slot, device)| MmioDevice::new(vm, memory.clone(), slot, device))
         .collect()
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use virtio_queue::DescriptorChain;
 
 use crate::memory::GuestMemoryMmap;
+use crate::sandbox::ThreadFilters;
 
 /// A virtio device as its driver finds it, apart from the transport that carries it.
 pub trait VirtioDevice: Send {
@@ -35,6 +36,9 @@ pub trait VirtioDevice: Send {
     /// What serves the queues, now that the driver has accepted `features`. What is wrong with its
     /// requests is logged to `driver_log`.
     fn handler(&mut self, features: u64, driver_log: DriverLog) -> Box<dyn QueueHandler>;
+
+    /// Has threads of the device's own enter their filters, before they do anything else. By default it has none.
+    fn confine(&self, _filters: &ThreadFilters) {}
 }
 
 /// Serves the requests that the driver makes available.

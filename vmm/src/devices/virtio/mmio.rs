@@ -60,9 +60,8 @@ impl MmioDevice {
         mem: Arc<GuestMemoryMmap>,
         slot: Slot,
         device: Box<dyn VirtioDevice>,
-        filters: &ThreadFilters,
     ) -> Result<Arc<Self>, AttachError> {
-        let this = Self::with_filters(mem, slot, device, filters)?;
+        let this = Self::detached(mem, slot, device)?;
         this.register(vm)?;
         Ok(Arc::new(this))
     }
@@ -78,15 +77,6 @@ impl MmioDevice {
         slot: Slot,
         device: Box<dyn VirtioDevice>,
     ) -> Result<Self, AttachError> {
-        Self::with_filters(mem, slot, device, &ThreadFilters::default())
-    }
-
-    fn with_filters(
-        mem: Arc<GuestMemoryMmap>,
-        slot: Slot,
-        device: Box<dyn VirtioDevice>,
-        filters: &ThreadFilters,
-    ) -> Result<Self, AttachError> {
         let name = device.name().to_owned();
         let event_error = |source| AttachError::Event {
             device: name.clone(),
@@ -100,16 +90,7 @@ impl MmioDevice {
         let notifier = Arc::new(Notifier::new().map_err(event_error)?);
         let device_type = device.device_type();
         let sizes = device.queue_sizes().to_vec();
-        let role = match device_type {
-            VIRTIO_ID_BLOCK => Role::Block,
-            _ => Role::Entropy,
-        };
-        let worker = Worker::new(
-            &format!("virtio-{}", slot.index),
-            sizes.len(),
-            role,
-            filters.clone(),
-        );
+        let worker = Worker::new(&format!("virtio-{}", slot.index), sizes.len());
         let worker = worker.map_err(|source| AttachError::Thread {
             device: name.clone(),
             source,
@@ -164,6 +145,17 @@ impl MmioDevice {
     /// What log messages call the device.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Has the device's threads enter their filters, before they do anything else.
+    pub fn confine(&self, filters: &ThreadFilters) {
+        let role = match self.device_type {
+            VIRTIO_ID_BLOCK => Role::Block,
+            _ => Role::Entropy,
+        };
+        let transport = self.transport();
+        transport.worker.confine(filters, role);
+        transport.device.confine(filters);
     }
 
     /// Stops the device until [`Self::resume`]. When this returns its thread has ended, it touches

@@ -57,7 +57,7 @@ pub(super) struct Transport {
     pub(super) queues: Vec<Queue>,
     /// Kept from pause to resume.
     pub(super) handler: Option<Box<dyn QueueHandler>>,
-    worker: Worker,
+    pub(super) worker: Worker,
     pub(super) paused: bool,
     pub(super) mem: Arc<GuestMemoryMmap>,
     kicks: Arc<[EventFd]>,

@@ -22,10 +22,18 @@ use crate::sandbox::{Role, ThreadFilters};
 pub(super) struct Worker {
     stop: Arc<Stop>,
     /// Dropped to end the thread.
-    work: Option<Sender<Service>>,
+    work: Option<Sender<Work>>,
     done: Receiver<Service>,
     working: bool,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What a worker's thread is told.
+enum Work {
+    /// To enter its filter.
+    Confine(ThreadFilters, Role),
+    /// To serve a device's queues.
+    Serve(Service),
 }
 
 /// How a worker is told to stop: the flag for requests that take long, the event for the wait.
@@ -37,31 +45,28 @@ struct Stop {
 
 impl Worker {
     /// Starts a thread called `name` for a device of so many queues. It has nothing to do yet.
-    pub(super) fn new(
-        name: &str,
-        queues: usize,
-        role: Role,
-        filters: ThreadFilters,
-    ) -> io::Result<Self> {
+    pub(super) fn new(name: &str, queues: usize) -> io::Result<Self> {
         let stop = Arc::new(Stop {
             flag: AtomicBool::new(false),
             event: EventFd::new(EFD_NONBLOCK)?,
         });
         // One event for each queue and one to stop.
         let mut events = EventManager::new_with_capacity(queues + 1).map_err(io::Error::other)?;
-        let (work, to_do) = channel::<Service>();
+        let (work, to_do) = channel::<Work>();
         let (give_back, done) = channel();
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
                 block_signals();
-                let mut confined = false;
-                while let Ok(mut service) = to_do.recv() {
-                    // Not before there is work: until the VM starts, its process may still change.
-                    if !std::mem::replace(&mut confined, true) {
-                        filters.enter(role);
-                    }
+                while let Ok(work) = to_do.recv() {
+                    let mut service = match work {
+                        Work::Confine(filters, role) => {
+                            filters.enter(role);
+                            continue;
+                        }
+                        Work::Serve(service) => service,
+                    };
                     service.stop = Some(Arc::clone(&stopped));
                     let Some(mut service) = serve(service, &mut events) else {
                         return;
@@ -84,6 +89,14 @@ impl Worker {
         })
     }
 
+    /// Has the thread enter its filter, before it serves anything else.
+    pub(super) fn confine(&self, filters: &ThreadFilters, role: Role) {
+        if let Some(work) = &self.work {
+            // A thread that is gone does nothing any more.
+            let _ = work.send(Work::Confine(filters.clone(), role));
+        }
+    }
+
     /// Has the thread serve what is in the queues now, and then after each kick.
     ///
     /// # Errors
@@ -92,7 +105,7 @@ impl Worker {
     pub(super) fn start(&mut self, service: Service) -> io::Result<()> {
         let gone = || io::Error::other("the device's thread is gone");
         let work = self.work.as_ref().ok_or_else(gone)?;
-        work.send(service).map_err(|_| gone())?;
+        work.send(Work::Serve(service)).map_err(|_| gone())?;
         self.working = true;
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::devices::virtio::worker::block_signals;
+use crate::sandbox::{Role, ThreadFilters};
 
 /// How often a waiter looks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(5);
@@ -35,6 +36,8 @@ struct State {
     step: Step,
     /// What a flush met whose waiter had left: the next waiter is told, as the kernel tells of it once only.
     missed: Option<io::Error>,
+    /// What the thread is to enter.
+    filters: Option<ThreadFilters>,
     closed: bool,
 }
 
@@ -79,6 +82,12 @@ impl Flusher {
             shared,
             thread: Some(thread),
         })
+    }
+
+    /// Has the thread enter its filter, before it flushes anything.
+    pub(super) fn confine(&self, filters: &ThreadFilters) {
+        self.shared.state().filters = Some(filters.clone());
+        self.shared.changed.notify_all();
     }
 
     /// Has everything flushed that was written before, and waits for it until `stop` is set.
@@ -133,6 +142,12 @@ impl Shared {
         loop {
             if state.closed {
                 return;
+            }
+            if let Some(filters) = state.filters.take() {
+                drop(state);
+                filters.enter(Role::Flush);
+                state = self.state();
+                continue;
             }
             if !matches!(state.step, Step::Asked) {
                 let woken = self.changed.wait(state);

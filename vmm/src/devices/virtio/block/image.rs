@@ -11,6 +11,7 @@ use libc::iovec;
 use super::SECTOR_SIZE;
 use super::flusher::{FlushError, Flusher};
 use crate::devices::virtio::buffers::Iovecs;
+use crate::sandbox::ThreadFilters;
 
 /// Why a disk cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +128,11 @@ impl Image {
             sectors,
             physical_block: metadata.blksize(),
         })
+    }
+
+    /// Has the thread that flushes enter its filter.
+    pub(super) fn confine(&self, filters: &ThreadFilters) {
+        self.flusher.confine(filters);
     }
 
     pub(super) fn readonly(&self) -> bool {

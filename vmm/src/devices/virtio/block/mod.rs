@@ -35,6 +35,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::device::{DriverLog, QueueHandler, VirtioDevice};
 use super::rate_limiter::Limit;
+use crate::sandbox::ThreadFilters;
 use handler::Handler;
 use image::Image;
 
@@ -130,6 +131,10 @@ impl VirtioDevice for Block {
         for (to, from) in data.iter_mut().zip(rest) {
             *to = *from;
         }
+    }
+
+    fn confine(&self, filters: &ThreadFilters) {
+        self.image.confine(filters);
     }
 
     fn handler(&mut self, features: u64, driver_log: DriverLog) -> Box<dyn QueueHandler> {
