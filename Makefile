@@ -30,7 +30,7 @@ export FIRECRACKER_TEMPLATES := $(abspath $(FIRECRACKER_TEMPLATES))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup qemu kernel guests rootfs clients readers build demo test soak bench fuzz lint deb deb-test clean
+.PHONY: help setup qemu kernel guests rootfs clients readers build demo test soak bench fuzz fuzz-coverage lint deb deb-test clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ fuzz: ## Run every fuzzer, or those of TARGETS=, for SECONDS= each; needs cargo-
 		nice -n 19 cargo +nightly fuzz run --fuzz-dir . $$target ../target/fuzz/$$target corpus/$$target -- \
 			-max_total_time=$(or $(SECONDS),60) -timeout=30 -rss_limit_mb=1024 -print_final_stats=1 || exit 1; \
 	done
+
+fuzz-coverage: ## How much of the code under test the inputs of each fuzzer reach, or those of TARGETS=; needs the nightly toolchain
+	@resources/fuzz-coverage.sh $(TARGETS)
 
 lint: ## Formatting, clippy, documentation, licences of the dependencies, oldest Rust, public API, scripts
 	$(CARGO) fmt --all --check

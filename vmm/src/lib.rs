@@ -73,7 +73,7 @@ pub use fault::{Fault, FaultReason, VcpuRegisters};
 pub use filter_in_force::FilterInForce;
 pub use msr_access::{AnsweredBy, MsrAnswer};
 pub use running::{RunningVm, VcpuGone};
-pub use shutdown::{ShutdownReason, ShutdownSender};
+pub use shutdown::{ShutdownReason, ShutdownReceiver, ShutdownSender, shutdown_channel};
 pub use timing::{BootEvent, BootTiming};
 pub use vcpu_report::{Activity, VcpuReport};
 pub use vm::{Vm, VmError};

@@ -31,14 +31,18 @@ pub struct ShutdownSender {
 }
 
 /// Receives the reason of the shutdown.
-pub(crate) struct ShutdownReceiver {
+pub struct ShutdownReceiver {
     /// In a mutex, so that what keeps the receiver may be shared by threads.
     reasons: Mutex<Receiver<ShutdownReason>>,
     pub(crate) event: Arc<EventFd>,
 }
 
-/// The two ends.
-pub(crate) fn shutdown_channel() -> io::Result<(ShutdownSender, ShutdownReceiver)> {
+/// The two ends, for a machine of one's own that has devices by which a guest ends itself.
+///
+/// # Errors
+///
+/// Where the process is out of file descriptors.
+pub fn shutdown_channel() -> io::Result<(ShutdownSender, ShutdownReceiver)> {
     let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
     // Room for the first reason alone: a guest may go on asking for a reset until somebody waits.
     let (sender, receiver) = sync_channel(1);
@@ -57,14 +61,13 @@ pub(crate) fn shutdown_channel() -> io::Result<(ShutdownSender, ShutdownReceiver
 
 impl ShutdownReceiver {
     /// Waits for the reason.
-    pub(crate) fn wait(&self) -> ShutdownReason {
+    pub fn wait(&self) -> ShutdownReason {
         // Whoever waits has a sender too, so the channel cannot be closed.
         self.reasons().recv().unwrap_or(ShutdownReason::Stopped)
     }
 
     /// The reason, if there is one yet.
-    #[cfg(test)]
-    pub(crate) fn try_receive(&self) -> Option<ShutdownReason> {
+    pub fn try_receive(&self) -> Option<ShutdownReason> {
         self.reasons().try_recv().ok()
     }
 

@@ -11,6 +11,12 @@ use msr_vmm::Config;
 /// Models that read what the host has; what they find is not the input's.
 const HOST_MODELS: [&str; 3] = ["passthrough", "rapl", "thermal"];
 
+/// Whether making what a configuration says depends on files of this machine.
+pub(crate) fn reads_the_host(config: &Config) -> bool {
+    let of_the_host = |model: &str| HOST_MODELS.contains(&model);
+    config.msr.devices.iter().any(|d| of_the_host(&d.model)) || config.msr.profile.is_some()
+}
+
 /// Reads `data` as a configuration file.
 pub fn run(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
@@ -29,8 +35,7 @@ pub fn run(data: &[u8]) {
     let (Ok(topology), Ok(cpu)) = (config.vm.topology(), config.cpu.cpu_identity()) else {
         return;
     };
-    let of_the_host = |model: &str| HOST_MODELS.contains(&model);
-    if config.msr.devices.iter().any(|d| of_the_host(&d.model)) || config.msr.profile.is_some() {
+    if reads_the_host(&config) {
         return;
     }
     let plan = MsrPlan::builder(topology, cpu)

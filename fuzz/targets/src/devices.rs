@@ -1,4 +1,5 @@
-//! Every device model, by sequences of accesses; and save and restore in the middle of them.
+//! Every MSR device model but `passthrough`, whose registers are the host's, by sequences of accesses; and save and restore
+//! in the middle of them.
 //!
 //! A bus is built twice from the same configuration. The first answers a sequence of accesses; its state, through JSON,
 //! is restored to the second; both then answer the same further accesses, and must agree on each. The clock is moved by

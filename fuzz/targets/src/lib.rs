@@ -19,6 +19,7 @@ mod memfd;
 pub mod microcode;
 pub mod payload;
 pub mod ports;
+pub mod snapshot;
 pub mod state;
 pub mod syntax;
 pub mod trace;
@@ -40,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     ("microcode", microcode::run),
     ("payload", payload::run),
     ("ports", ports::run),
+    ("snapshot", snapshot::run),
     ("state", state::run),
     ("syntax", syntax::run),
     ("trace", trace::run),

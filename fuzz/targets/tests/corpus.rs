@@ -69,6 +69,22 @@ fn every_target_has_a_fuzzer_of_its_name() {
     }
 }
 
+#[test]
+fn every_target_has_code_under_test_that_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = fs::read_to_string(root.join("fuzz/under-test.txt")).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let mut names = Vec::new();
+    for line in lines {
+        let mut words = line.split_whitespace();
+        names.push(words.next().unwrap());
+        let mut files = words.peekable();
+        assert!(files.peek().is_some(), "{line}");
+        files.for_each(|file| assert!(root.join(file).exists(), "{line}"));
+    }
+    assert!(names.iter().eq(TARGETS.iter().map(|(name, _)| name)));
+}
+
 /// A generator of the xorshift kind.
 struct Random(u64);
 

@@ -109,13 +109,22 @@ impl Snapshot {
         )
     }
 
-    /// The memory, for a VM of `config`.
-    pub(crate) fn map_memory(&self, config: &VmConfig) -> Result<GuestMemoryMmap, RestoreError> {
+    /// Maps the memory for a VM of `config`, which has as much, privately: what is written to it stays out of the snapshot.
+    /// Nothing of it is read yet.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError::Size`], [`RestoreError::Read`], [`RestoreError::Map`] and [`RestoreError::Damaged`].
+    pub fn map_memory(&self, config: &VmConfig) -> Result<GuestMemoryMmap, RestoreError> {
         memory::map(config, &self.folder.join(MEMORY))
     }
 
     /// Whether the disks of `config` will do; `changed` where it does not matter that they were written to.
-    pub(crate) fn check_disks(&self, config: &VmConfig, changed: bool) -> Result<(), RestoreError> {
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError::DiskCount`], [`RestoreError::Disk`] and [`RestoreError::Read`].
+    pub fn check_disks(&self, config: &VmConfig, changed: bool) -> Result<(), RestoreError> {
         disks::check(config, &self.body.disks, changed)
     }
 

@@ -54,10 +54,22 @@ impl SerialEvents for InputTaken {
 
 type Uart = Serial<Irqfd, InputTaken, Feed>;
 
+/// Why a console does not take a state.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The process is out of file descriptors.
+    #[error("cannot duplicate an eventfd: {0}")]
+    Event(#[source] io::Error),
+    /// No UART can have these registers.
+    #[error("the state is no UART's: {0}")]
+    Registers(#[source] vm_superio::serial::Error<io::Error>),
+}
+
 /// The UART's registers, saved.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ConsoleState {
+pub struct ConsoleState {
     baud_divisor: [u8; 2],
     interrupt_enable: u8,
     interrupt_identification: u8,
@@ -127,7 +139,8 @@ impl Console {
         room
     }
 
-    pub(crate) fn save(&self) -> ConsoleState {
+    /// The registers. What the guest has sent and the writer has not taken is not among them.
+    pub fn save(&self) -> ConsoleState {
         let state = lock(&self.uart).state();
         ConsoleState {
             baud_divisor: [state.baud_divisor_low, state.baud_divisor_high],
@@ -142,8 +155,12 @@ impl Console {
         }
     }
 
-    /// Takes the registers over, or says what is wrong with them.
-    pub(crate) fn restore(&self, state: &ConsoleState) -> Result<(), String> {
+    /// Takes the registers over.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`]; the registers are as they were then.
+    pub fn restore(&self, state: &ConsoleState) -> Result<(), StateError> {
         let [baud_divisor_low, baud_divisor_high] = state.baud_divisor;
         let state = SerialState {
             baud_divisor_low,
@@ -157,11 +174,10 @@ impl Console {
             scratch: state.scratch,
             in_buffer: state.in_buffer.clone(),
         };
-        let event = |error: io::Error| error.to_string();
-        let trigger = Irqfd(self.irq.try_clone().map_err(event)?);
-        let events = InputTaken(self.input_taken.try_clone().map_err(event)?);
+        let trigger = Irqfd(self.irq.try_clone().map_err(StateError::Event)?);
+        let events = InputTaken(self.input_taken.try_clone().map_err(StateError::Event)?);
         let uart = Serial::from_state(&state, trigger, events, self.output.feed());
-        let mut uart = uart.map_err(|error| format!("{error:?}"))?;
+        let mut uart = uart.map_err(StateError::Registers)?;
         // A guest that waits for room has it here, and nobody else would tell it.
         announce_room(&mut uart);
         *lock(&self.uart) = uart;

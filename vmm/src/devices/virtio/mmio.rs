@@ -21,7 +21,7 @@ use super::attach::AttachError;
 use super::device::VirtioDevice;
 use super::notifier::Notifier;
 use super::slot::Slot;
-use super::state::VirtioState;
+use super::state::{StateError, VirtioState};
 use super::transport::{Area, Half, Transport};
 use super::worker::Worker;
 use crate::memory::GuestMemoryMmap;
@@ -170,18 +170,22 @@ impl MmioDevice {
         self.transport().resume();
     }
 
-    /// The state of the device, which is paused.
-    pub(crate) fn save(&self) -> VirtioState {
+    /// The state of the device, which must be paused: a request that was begun is in its queue then.
+    pub fn save(&self) -> VirtioState {
         self.transport().save(self.device_type)
     }
 
-    /// Gives a new device this state and leaves it paused, or says what is wrong with it.
-    pub(crate) fn restore(&self, state: &VirtioState) -> Result<(), String> {
+    /// Gives a new device this state and leaves it paused.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`]; the device is as it was then.
+    pub fn restore(&self, state: &VirtioState) -> Result<(), StateError> {
         if state.device_type != self.device_type {
-            return Err(format!(
-                "the state is of a device of type {}, and this one has type {}",
-                state.device_type, self.device_type
-            ));
+            return Err(StateError::DeviceType {
+                found: state.device_type,
+                expected: self.device_type,
+            });
         }
         self.transport().restore(state)
     }

@@ -46,7 +46,7 @@ pub use attach::{AttachError, attach};
 pub use device::{DriverLog, QueueHandler, Served, VirtioDevice};
 pub use mmio::MmioDevice;
 pub use slot::Slot;
-pub(crate) use state::VirtioState;
+pub use state::{StateError, VirtioState};
 
 #[cfg(test)]
 mod tests;

@@ -5,15 +5,15 @@ use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_mmio::*;
 
 use super::driver::*;
-use crate::devices::virtio::MmioDevice;
 use crate::devices::virtio::entropy::Entropy;
+use crate::devices::virtio::{MmioDevice, StateError};
 
 /// The state as a snapshot has it.
 fn saved(device: &MmioDevice) -> Value {
     serde_json::to_value(device.save()).unwrap()
 }
 
-fn restore(device: &MmioDevice, state: Value) -> Result<(), String> {
+fn restore(device: &MmioDevice, state: Value) -> Result<(), StateError> {
     device.restore(&serde_json::from_value(state).unwrap())
 }
 
@@ -107,7 +107,7 @@ fn what_no_driver_could_have_brought_about_is_refused_and_changes_nothing() {
             Value::Object(keys) => place.as_object_mut().unwrap().extend(keys),
             value => *place = value,
         }
-        let error = restore(&fresh.device, state).unwrap_err();
+        let error = restore(&fresh.device, state).unwrap_err().to_string();
         assert!(error.contains(words), "{key}: {error}");
         assert_eq!(fresh.status(), 0, "{key}");
     }
