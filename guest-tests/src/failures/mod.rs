@@ -5,6 +5,8 @@
 //! call fails, once: it is not made, and its caller gets an error number that the call can have; or it is made with half of
 //! the length that was asked for, so that it is really short. Everything else is as it would be without.
 //!
+//! [`Instead`] has one thread make a call that it has no business to make.
+//!
 //! What the runtimes of C and Rust do before `main` is left alone, as is the alternate signal stack that Rust's gives each
 //! thread: they end the process where it cannot be had, and no program can change that.
 
@@ -14,4 +16,4 @@ mod tracer;
 
 pub use call::{Call, Object};
 pub use fault::Fault;
-pub use tracer::{End, Handle, Point, Traced, Tracee};
+pub use tracer::{End, Handle, Instead, Point, Traced, Tracee};

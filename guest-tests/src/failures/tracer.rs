@@ -1,6 +1,7 @@
 //! Runs a program under ptrace(2).
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -51,6 +52,24 @@ impl Point {
     }
 }
 
+/// A system call that a thread makes instead of its first one after it has entered a seccomp filter.
+#[derive(Clone, Copy, Debug)]
+pub struct Instead<'a> {
+    /// The thread's name.
+    pub thread: &'a str,
+    /// The call, with the arguments of the one that it replaces.
+    pub call: Sysno,
+}
+
+impl Instead<'_> {
+    fn is_due(&self, thread: Pid) -> bool {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{thread}/{file}"));
+        let named = read("comm").is_ok_and(|name| name.trim_end() == self.thread);
+        // SECCOMP_MODE_FILTER.
+        named && read("status").is_ok_and(|status| status.contains("\nSeccomp:\t2\n"))
+    }
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -69,7 +88,7 @@ pub struct Traced {
     pub end: End,
     /// Its calls with the failures that each could have had, in order.
     pub calls: Vec<(Call, Vec<Fault>)>,
-    /// Whether the point was reached.
+    /// Whether the point was reached, or the other call made.
     pub failed: bool,
     /// From its start to its end.
     pub took: Duration,
@@ -137,6 +156,24 @@ impl Tracee {
     ///
     /// Where it cannot be traced.
     pub fn run(self, point: Option<&Point>, limit: Duration) -> io::Result<Traced> {
+        self.trace(point, None, limit)
+    }
+
+    /// Runs it to its end, or for `limit`, with a thread of it making another system call than it was about to.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be traced.
+    pub fn run_with(self, instead: &Instead<'_>, limit: Duration) -> io::Result<Traced> {
+        self.trace(None, Some(instead), limit)
+    }
+
+    fn trace(
+        self,
+        point: Option<&Point>,
+        instead: Option<&Instead<'_>>,
+        limit: Duration,
+    ) -> io::Result<Traced> {
         let started = Instant::now();
         let handle = self.handle;
         let (done, ended) = channel::<()>();
@@ -150,6 +187,7 @@ impl Tracee {
         let mut tracer = Tracer {
             process: self.process,
             point,
+            instead,
             matching: 0,
             calls: Vec::new(),
             after_main: false,
@@ -202,6 +240,7 @@ enum OnExit {
 struct Tracer<'a> {
     process: Pid,
     point: Option<&'a Point>,
+    instead: Option<&'a Instead<'a>>,
     /// Calls of the point's kind so far.
     matching: usize,
     calls: Vec<(Call, Vec<Fault>)>,
@@ -298,6 +337,13 @@ impl Tracer<'_> {
                 number == Sysno::rt_sigaction && args[0] == libc::SIGBUS as u64 && args[1] != 0;
             return Ok(OnExit::Nothing);
         }
+        if let Some(instead) = self.instead {
+            if !self.failed && instead.is_due(thread) {
+                ptrace::write_user(thread, ORIG_RAX as _, instead.call as i64)?;
+                self.failed = true;
+            }
+            return Ok(OnExit::Nothing);
+        }
         let call = Call::of(thread, number, args);
         let Some(point) = self.point else {
             let faults = Fault::of(&call, args);
@@ -323,8 +369,8 @@ impl Tracer<'_> {
     ) -> nix::Result<OnExit> {
         let action = match fault {
             Fault::Fails(errno) => {
-                // A number that no system call has: the kernel does nothing.
-                ptrace::write_user(thread, ORIG_RAX as _, -1)?;
+                // A call that does nothing and that every thread in the sandbox may make.
+                ptrace::write_user(thread, ORIG_RAX as _, Sysno::getpid as i64)?;
                 OnExit::Result(match number {
                     Sysno::brk => self.brk,
                     _ => -i64::from(errno),

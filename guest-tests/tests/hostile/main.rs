@@ -10,10 +10,14 @@ use libtest_mimic::Arguments;
 
 mod client;
 mod failures;
+mod sandbox;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = failures::trials();
+    let trials: Vec<_> = failures::trials()
+        .into_iter()
+        .chain(sandbox::trials())
+        .collect();
     let any = trials.iter().any(|trial| !arguments.is_filtered_out(trial));
     if any && !arguments.list {
         let passed_on = backend::harness_arguments(env::args().skip(1));

@@ -20,11 +20,17 @@ use crate::layout;
 /// Gives the guest a new identifier, random as a UUID of version 4 is (RFC 9562, section 5.4).
 pub(crate) fn renew(memory: &impl Bytes<GuestAddress, E = GuestMemoryError>) -> io::Result<()> {
     let mut identifier = [0; 16];
-    // SAFETY: the kernel writes at most as many bytes as there are.
-    let got = unsafe { libc::getrandom(identifier.as_mut_ptr().cast(), identifier.len(), 0) };
-    // Up to 256 bytes come whole, once the host has its entropy (getrandom(2)).
-    if got != identifier.len() as isize {
-        return Err(io::Error::last_os_error());
+    // Up to 256 bytes come whole, once the host has its entropy, for which a signal can end the wait (getrandom(2)).
+    loop {
+        // SAFETY: the kernel writes at most as many bytes as there are.
+        let got = unsafe { libc::getrandom(identifier.as_mut_ptr().cast(), identifier.len(), 0) };
+        if got == identifier.len() as isize {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
     }
     identifier[7] = identifier[7] & 0x0f | 0x40;
     identifier[8] = identifier[8] & 0x3f | 0x80;

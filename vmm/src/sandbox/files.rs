@@ -87,9 +87,19 @@ pub(super) fn of(config: &Config) -> Vec<FileRule> {
     if has("passthrough") {
         rules.push(rule("/dev/cpu".into(), FileAccess::ReadWrite));
     }
-    if has("passthrough") || has("rapl") || has("thermal") {
+    if has("passthrough") || has("rapl") {
         rules.push(rule("/sys".into(), FileAccess::Read));
     }
+    // Where the host's sensors are looked for.
+    let sensors = config.msr.devices.iter().filter_map(|device| {
+        let key = match device.model.as_str() {
+            "thermal" => "hwmon",
+            "rapl" => "powercap",
+            _ => return None,
+        };
+        device.keys.get(key).and_then(toml::Value::as_str)
+    });
+    rules.extend(sensors.map(|path| rule(path.into(), FileAccess::Read)));
     if config.vm.huge_pages {
         rules.push(rule("/sys/kernel/mm/hugepages".into(), FileAccess::Read));
     }

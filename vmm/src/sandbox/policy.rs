@@ -327,28 +327,32 @@ impl ThreadPolicy {
     /// vCPU.
     pub(super) fn save_snapshots(&mut self) {
         match self.role {
-            Role::Main => self.calls([
-                Sysno::fstat,
-                Sysno::fsync,
-                Sysno::ftruncate,
-                Sysno::getcwd,
-                Sysno::getdents64,
-                Sysno::lseek,
-                Sysno::lstat,
-                Sysno::mkdir,
-                Sysno::newfstatat,
-                Sysno::openat,
-                Sysno::pread64,
-                Sysno::pwrite64,
-                Sysno::readlink,
-                Sysno::rename,
-                Sysno::rmdir,
-                Sysno::stat,
-                Sysno::statx,
-                Sysno::sync_file_range,
-                Sysno::unlink,
-                Sysno::unlinkat,
-            ]),
+            Role::Main => {
+                // What is left of a snapshot that failed is removed folder by folder, each an open file.
+                self.also(Sysno::fcntl, ("F_SETFD", libc::F_SETFD as u64));
+                self.calls([
+                    Sysno::fstat,
+                    Sysno::fsync,
+                    Sysno::ftruncate,
+                    Sysno::getcwd,
+                    Sysno::getdents64,
+                    Sysno::lseek,
+                    Sysno::lstat,
+                    Sysno::mkdir,
+                    Sysno::newfstatat,
+                    Sysno::openat,
+                    Sysno::pread64,
+                    Sysno::pwrite64,
+                    Sysno::readlink,
+                    Sysno::rename,
+                    Sysno::rmdir,
+                    Sysno::stat,
+                    Sysno::statx,
+                    Sysno::sync_file_range,
+                    Sysno::unlink,
+                    Sysno::unlinkat,
+                ]);
+            }
             Role::Vcpu => ioctls::VCPU_SAVE
                 .into_iter()
                 .for_each(|request| self.request(request)),
@@ -358,16 +362,25 @@ impl ThreadPolicy {
 
     /// Lets an ioctl through, unless it is already.
     fn request(&mut self, request: Ioctl) {
-        let ioctls = self.allowed.iter_mut().find_map(|allowed| {
-            match (&mut allowed.condition, allowed.call) {
-                (Condition::Requests(requests), Sysno::ioctl) => Some(requests),
+        self.also(Sysno::ioctl, request);
+    }
+
+    /// Lets a call through with one more request as its second argument, unless it is already.
+    fn also(&mut self, call: Sysno, request: Ioctl) {
+        let requests = self
+            .allowed
+            .iter_mut()
+            .filter(|allowed| allowed.call == call);
+        let requests = requests
+            .filter_map(|allowed| match &mut allowed.condition {
+                Condition::Requests(requests) => Some(requests),
                 _ => None,
-            }
-        });
-        match ioctls {
+            })
+            .next();
+        match requests {
             Some(requests) if requests.contains(&request) => {}
             Some(requests) => requests.push(request),
-            None => self.on(Sysno::ioctl, Condition::Requests(vec![request])),
+            None => self.on(call, Condition::Requests(vec![request])),
         }
     }
 
