@@ -61,7 +61,7 @@ pub use note::Note;
 pub use query::{AnswererClass, Query, Selection};
 pub use read::{Ending, Records, Trace};
 pub use record::{Answerer, Kind, Reason, Record, Source};
-pub use recorder::{RING, Recorder, Recording, Summary};
+pub use recorder::{MARKS, RING, Recorder, Recording, Summary};
 pub use row::{Csv, Row, RowMaker, caller};
 pub use totals::{Count, Totals};
 pub use write::{FLUSH_INTERVAL, TraceWriter};

@@ -22,6 +22,8 @@ mod tests;
 
 /// How many records of a vCPU may wait for the writer.
 pub const RING: usize = 16 << 10;
+/// How many marks may wait for the writer.
+pub const MARKS: usize = 1024;
 /// How long the writer sleeps while there is nothing to write. At a million records a second a ring fills in 16
 /// ms.
 const NAP: Duration = Duration::from_millis(8);
@@ -86,9 +88,19 @@ impl Recorder {
         }
     }
 
-    /// Notes what was done to the VM from outside, and when. Takes a lock: not for vCPU threads.
+    /// Notes what was done to the VM from outside, and when. Takes a lock: not for vCPU threads. Where [`MARKS`] wait for the
+    /// writer already, as they do once it has met a full disk, the next one says that marks are lost, and those after it are.
     pub fn mark(&self, time: u64, text: String) {
-        self.marks().push(Note::Mark { time, text });
+        let mut marks = self.marks();
+        match marks.len() {
+            ..MARKS => marks.push(Note::Mark { time, text }),
+            MARKS => {
+                let text = "marks are lost from here on: they are not written as fast as they come";
+                let text = text.to_owned();
+                marks.push(Note::Mark { time, text });
+            }
+            _ => {}
+        }
     }
 
     fn marks(&self) -> MutexGuard<'_, Vec<Note>> {

@@ -147,3 +147,18 @@ fn marks_are_read_back_with_their_times_in_order() {
     assert_eq!(follower.take_marks().len(), 2);
     std::fs::remove_file(&file).unwrap();
 }
+
+#[test]
+fn marks_that_nobody_writes_are_lost_beyond_a_limit_and_the_last_one_says_so() {
+    let recorder = Recorder::new(1);
+    for time in 0..3 * MARKS as u64 {
+        recorder.mark(time, "hot".into());
+    }
+    let marks = recorder.marks();
+    assert_eq!(marks.len(), MARKS + 1);
+    let last = marks.last().unwrap();
+    assert!(
+        matches!(last, Note::Mark { time, text } if *time == MARKS as u64 && text.contains("lost")),
+        "{last:?}"
+    );
+}

@@ -168,9 +168,14 @@ pub(crate) fn serve(
         let step = scenarios
             .as_ref()
             .and_then(|scenarios| scenarios.borrow().timeout());
-        let timeout = grace.into_iter().chain(step).min().map_or(-1, milliseconds);
+        let reopen = server.as_ref().and_then(|server| server.borrow().timeout());
+        let timeouts = grace.into_iter().chain(step).chain(reopen);
+        let timeout = timeouts.min().map_or(-1, milliseconds);
         events.run_with_timeout(timeout).map_err(event_error)?;
         session.borrow_mut().check_deadline();
+        if let Some(server) = &server {
+            server.borrow_mut().run();
+        }
         if let Some(scenarios) = &scenarios {
             scenarios.borrow_mut().run();
         }

@@ -1,11 +1,16 @@
 //! Serves the clients from an event loop.
+//!
+//! A client that the host has no room for (`accept` fails, most often for want of file descriptors) stays where it is, and
+//! epoll would tell of it again at once, for ever. So the server looks away for a second then, and says so once.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde_json::Value;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::connection::{Connection, Line, MAX_LINE};
 use super::listener::ControlSocket;
@@ -15,6 +20,9 @@ use super::results::WaitResult;
 
 /// How many clients are served at a time; further ones wait.
 pub const MAX_CLIENTS: usize = 128;
+
+/// How long no client is let in after one that the host had no room for.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How many requests of one client can wait for the guest's end.
 const MAX_WAITS: usize = 16;
@@ -35,6 +43,12 @@ pub struct Server<H> {
     handler: H,
     clients: BTreeMap<RawFd, Connection>,
     refused: Option<String>,
+    /// When clients are let in again.
+    closed_until: Option<Instant>,
+    /// It was said that the host has no room, and no client has come in since.
+    told: bool,
+    /// Has the event loop hand over what it takes to let clients in again.
+    reopen: Option<EventFd>,
 }
 
 /// The clients that wait for the guest's end.
@@ -64,6 +78,24 @@ impl<H: Handler> Server<H> {
             handler,
             clients: BTreeMap::new(),
             refused: None,
+            closed_until: None,
+            told: false,
+            reopen: None,
+        }
+    }
+
+    /// How long until [`run`](Self::run) has something to do, if it will have. The event loop should wait no longer.
+    pub fn timeout(&self) -> Option<Duration> {
+        let then = self.closed_until?;
+        Some(then.saturating_duration_since(Instant::now()))
+    }
+
+    /// Does what is due. Belongs after each turn of the event loop.
+    pub fn run(&mut self) {
+        let due = self.closed_until.take_if(|then| Instant::now() >= *then);
+        if let (Some(_), Some(reopen)) = (due, &self.reopen) {
+            // It fails only if the count overflows, which takes more than one write.
+            let _ = reopen.write(1);
         }
     }
 
@@ -88,13 +120,22 @@ impl<H: Handler> Server<H> {
         while self.clients.len() < MAX_CLIENTS {
             let stream = match self.socket.listener.accept() {
                 Ok((stream, _)) => stream,
-                Err(error) => {
-                    if error.kind() != ErrorKind::WouldBlock {
-                        log::warn!("control socket: {error}");
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => return,
+                    // It has gone again, or a signal came.
+                    ErrorKind::ConnectionAborted | ErrorKind::Interrupted => continue,
+                    _ => {
+                        if !std::mem::replace(&mut self.told, true) {
+                            log::warn!(
+                                "control socket: {error}: clients wait until the host has room for them"
+                            );
+                        }
+                        self.closed_until = Some(Instant::now() + PAUSE);
+                        break;
                     }
-                    return;
-                }
+                },
             };
+            self.told = false;
             let fd = stream.as_raw_fd();
             let watched = stream
                 .set_nonblocking(true)
@@ -103,7 +144,7 @@ impl<H: Handler> Server<H> {
                 self.clients.insert(fd, Connection::new(stream));
             }
         }
-        // The next ones wait until one of these goes.
+        // The next ones wait until one of these goes, or for a while.
         let _ = ops.remove(self.listening());
     }
 
@@ -136,7 +177,7 @@ impl<H: Handler> Server<H> {
             let full = self.clients.len() == MAX_CLIENTS;
             let _ = ops.remove(Events::empty_raw(fd));
             self.clients.remove(&fd);
-            if full {
+            if full && self.closed_until.is_none() {
                 drop(ops.add(self.listening()));
             }
             return;
@@ -213,12 +254,29 @@ impl<H: Handler> MutEventSubscriber for Server<H> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(self.listening()) {
             self.refused = Some(error.to_string());
+            return;
+        }
+        let watched = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+            .map_err(|error| error.to_string())
+            .and_then(|reopen| {
+                let added = ops.add(Events::new(&reopen, EventSet::IN));
+                added.map(|()| reopen).map_err(|error| error.to_string())
+            });
+        match watched {
+            Ok(reopen) => self.reopen = Some(reopen),
+            Err(words) => self.refused = Some(words),
         }
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         if events.fd() == self.socket.listener.as_raw_fd() {
             self.accept(ops);
+        } else if let Some(reopen) = &self.reopen
+            && events.fd() == reopen.as_raw_fd()
+        {
+            let _ = reopen.read();
+            // Fails where it is watched already.
+            drop(ops.add(self.listening()));
         } else {
             self.serve(events.fd(), events.event_set(), ops);
         }

@@ -1,6 +1,6 @@
 //! How a guest ends: the ACPI power management registers, the ACPI reset register and the i8042's reset line.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,8 @@ pub struct PowerManagement {
     state: Mutex<Pm1>,
     vm: Arc<VmFd>,
     shutdown: ShutdownSender,
+    /// A guest may have it refused as often as it likes.
+    refused: Once,
 }
 
 #[derive(Default)]
@@ -48,6 +50,7 @@ impl PowerManagement {
             state: Mutex::default(),
             vm,
             shutdown,
+            refused: Once::new(),
         })
     }
 
@@ -86,7 +89,8 @@ impl PowerManagement {
             .vm
             .set_irq_line(layout::SCI_IRQ, pm1.status & pm1.enable != 0)
         {
-            log::error!("cannot set the ACPI interrupt's level: {error}");
+            let told = || log::error!("cannot set the ACPI interrupt's level: {error}");
+            self.refused.call_once(told);
         }
     }
 

@@ -237,3 +237,50 @@ fn those_who_wait_are_told_at_the_end_and_may_go_before() {
     assert_eq!(answer["result"]["reason"], "stopped");
     assert!(!server.path.exists());
 }
+
+/// A socket that nobody has made listen, for which accept(2) fails each time, and epoll tells of something each time, as of a
+/// client that the host has no room for.
+#[test]
+fn a_client_that_cannot_be_let_in_is_looked_for_again_after_a_while_and_not_all_the_time() {
+    use std::os::fd::FromRawFd;
+
+    let path = std::env::temp_dir().join(format!("server.no-room.{}", std::process::id()));
+    let mut socket = ControlSocket::bind(&path).unwrap();
+    // SAFETY: socket(2) takes no pointers.
+    let deaf = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0) };
+    assert!(deaf >= 0);
+    // SAFETY: the descriptor was just made, and nobody else has it.
+    let deaf = unsafe { std::os::unix::net::UnixListener::from_raw_fd(deaf) };
+    let listening = std::mem::replace(&mut socket.listener, deaf);
+    let server = Rc::new(RefCell::new(Server::new(socket, Counter(0))));
+    let mut events = EventManager::new().unwrap();
+    events.add_subscriber(server.clone());
+    assert_eq!(server.borrow().timeout(), None);
+    for round in 0..2 {
+        assert_eq!(events.run_with_timeout(1000).unwrap(), 1, "round {round}");
+        let wait = server.borrow().timeout().unwrap();
+        assert!(wait > PAUSE / 2 && wait <= PAUSE, "{wait:?}");
+        // Nothing is told of meanwhile.
+        assert_eq!(events.run_with_timeout(50).unwrap(), 0);
+        server.borrow_mut().run();
+        thread::sleep(wait);
+        server.borrow_mut().run();
+        assert_eq!(server.borrow().timeout(), None);
+        // It opens again.
+        assert_eq!(events.run_with_timeout(1000).unwrap(), 1);
+    }
+    // The host has room again.
+    drop(std::mem::replace(
+        &mut server.borrow_mut().socket.listener,
+        listening,
+    ));
+    events.run_with_timeout(0).unwrap();
+    server.borrow_mut().closed_until = Some(Instant::now());
+    server.borrow_mut().run();
+    let _client = UnixStream::connect(&path).unwrap();
+    for _ in 0..3 {
+        events.run_with_timeout(1000).unwrap();
+    }
+    assert_eq!(server.borrow().clients.len(), 1);
+    assert!(!server.borrow().told);
+}

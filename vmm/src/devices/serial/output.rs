@@ -17,6 +17,8 @@ const CAPACITY: usize = 64 << 10;
 const FULL: usize = CAPACITY - (4 << 10);
 /// How long a writer that would block rests before another try.
 const REST: Duration = Duration::from_millis(10);
+/// How often it is told that output is lost.
+const MAX_TOLD: u32 = 10;
 
 /// A bounded queue, and the thread that takes from it: a vCPU never waits for the writer.
 pub(super) struct Output {
@@ -160,6 +162,8 @@ impl Queue {
         let finished = Finished(self);
         let mut piece = Vec::with_capacity(256);
         let mut losing = false;
+        // An output that fails now and then, as on a disk that is full now and then, is told of so often.
+        let mut told = 0;
         while let Some(was_full) = self.take(&mut piece) {
             if was_full {
                 room();
@@ -167,7 +171,9 @@ impl Queue {
             let written = self.write(&mut *writer, &piece);
             if let Err(error) = &written
                 && !losing
+                && told < MAX_TOLD
             {
+                told += 1;
                 log::warn!("console output is lost: {error}");
             }
             losing = written.is_err();
