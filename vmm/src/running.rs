@@ -16,7 +16,7 @@ use crate::boot::Images;
 use crate::control::{Control, install_kick_handler, kick};
 use crate::devices::power::PowerManagement;
 use crate::devices::serial::Console;
-use crate::devices::virtio::MmioDevice;
+use crate::devices::virtio::{MmioDevice, STALL_LIMIT, Stalled};
 use crate::filter_in_force::FilterInForce;
 use crate::sandbox::Role;
 use crate::shutdown::{ShutdownReason, ShutdownReceiver, ShutdownSender};
@@ -153,19 +153,43 @@ impl RunningVm {
     /// Takes every vCPU out of KVM_RUN, with pending exits completed, then stops the disks and other
     /// virtio devices, and returns once all stand still. Each pause takes its own [`resume`](Self::resume).
     ///
+    /// A disk stands still between two system calls. What the host does not finish within [`STALL_LIMIT`] holds up no
+    /// pause any longer.
+    ///
     /// Not for an MSR device to call: its vCPU would wait for itself.
-    pub fn pause(&self) {
+    ///
+    /// # Errors
+    ///
+    /// [`Stalled`], which names the disk; the VM goes on as it was then.
+    pub fn pause(&self) -> Result<(), Stalled> {
         let mut pauses = self.pauses();
-        *pauses += 1;
-        if *pauses == 1 {
+        if *pauses == 0 {
             self.pause_vcpus();
             for vcpu in (0..self.vcpus()).map(VcpuId) {
                 // So that a guest with kvmclock does not take the pause for a lockup. One without, and a vCPU that has
                 // ended, need nothing.
                 let _ = self.on_vcpu(vcpu, |vcpu| vcpu.fd.kvmclock_ctrl());
             }
-            self.virtio.iter().for_each(|device| device.pause());
+            if let Err(stalled) = self.pause_devices() {
+                self.control.end_pause();
+                return Err(stalled);
+            }
         }
+        *pauses += 1;
+        Ok(())
+    }
+
+    /// All of the virtio devices or none.
+    fn pause_devices(&self) -> Result<(), Stalled> {
+        let deadline = Instant::now() + STALL_LIMIT;
+        for (number, device) in self.virtio.iter().enumerate() {
+            if let Err(stalled) = device.pause_until(deadline) {
+                let before = &self.virtio[..number];
+                before.iter().for_each(|device| device.resume());
+                return Err(stalled);
+            }
+        }
+        Ok(())
     }
 
     /// Lets devices and vCPUs go on, where no other pause is in force. Without a pause it does nothing.
@@ -179,15 +203,16 @@ impl RunningVm {
     }
 
     /// Does something while the virtio devices stand still; the vCPUs may go on, and what they ask of the devices waits.
-    pub(crate) fn with_devices_still(&self, work: impl FnOnce()) {
+    pub(crate) fn with_devices_still(&self, work: impl FnOnce()) -> Result<(), Stalled> {
         let pauses = self.pauses();
         if *pauses == 0 {
-            self.virtio.iter().for_each(|device| device.pause());
+            self.pause_devices()?;
         }
         work();
         if *pauses == 0 {
             self.virtio.iter().for_each(|device| device.resume());
         }
+        Ok(())
     }
 
     /// A panic of a device while it is paused leaves the VM paused.

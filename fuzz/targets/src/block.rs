@@ -249,7 +249,7 @@ fn chain(driver: &mut Driver, descriptors: &[(u16, u16, u8, u8)], header: (u8, u
     }
     driver.offer(u16::from(head % 80));
     driver.kick(0);
-    driver.device.pause();
+    driver.device.pause().expect("a disk that answers");
     driver.device.resume();
     driver.reset();
     driver.start();

@@ -264,7 +264,7 @@ fn check_virtio(state: &VirtioState, block: bool) {
         Ok(()) => {
             assert_eq!(text(&driver.device.save()), text(state));
             driver.device.resume();
-            driver.device.pause();
+            driver.device.pause().expect("a device that answers");
             driver.device.resume();
         }
         Err(error) => drop(error.to_string()),

@@ -85,7 +85,7 @@ fn take(driver: &mut Driver, step: Step) {
         Step::Offer(head) => driver.offer(head),
         Step::Kick(queue) => driver.kick(u32::from(queue % 3)),
         Step::Pause => {
-            driver.device.pause();
+            driver.device.pause().expect("a device that answers");
             driver.device.resume();
         }
     }

@@ -272,8 +272,9 @@ impl Handler for VmMethods<'_> {
         match method {
             Method::Status => json(&self.status()),
             Method::Pause => {
-                if !std::mem::replace(&mut self.paused, true) {
-                    self.vm.pause();
+                if !self.paused {
+                    self.vm.pause().map_err(Error::vm)?;
+                    self.paused = true;
                 }
                 self.notice()
             }

@@ -17,6 +17,8 @@ use crate::trace::{LiveTrace, monotonic};
 
 /// How many steps are done before others get their turn in the event loop.
 const TURN: usize = 64;
+/// How many steps are logged: a guest may have one taken as often as it likes, by what it writes to its console or by its accesses.
+const LOGGED: u32 = 1000;
 
 /// The scenarios of a VM: a subscriber of the event loop that serves it.
 pub struct Scenarios<'a> {
@@ -28,6 +30,7 @@ pub struct Scenarios<'a> {
     origin: u64,
     /// Whether a step has paused the VM.
     paused: bool,
+    lines: Lines,
 }
 
 impl Watch for Watches {
@@ -76,6 +79,7 @@ impl<'a> Scenarios<'a> {
             trace,
             origin: monotonic() - uptime,
             paused: false,
+            lines: Lines(LOGGED),
         }
     }
 
@@ -122,18 +126,17 @@ impl<'a> Scenarios<'a> {
     /// Does a step. Its mark has the time `now`, from which the next step's wait counts: what the trace has of its effects comes after it.
     fn take(&mut self, due: &Due, now: Duration) {
         let Due { title, step } = due;
-        let text = match self.carry_out(step) {
-            Ok(()) => {
-                let text = format!("{title}: {step}");
-                log::info!("{text}");
-                text
-            }
-            Err(error) => {
-                let text = format!("{title}: {step}: {error}");
-                log::warn!("{text}");
-                text
-            }
+        let outcome = match self.carry_out(step) {
+            Ok(()) => (log::Level::Info, format!("{title}: {step}")),
+            Err(error) => (log::Level::Warn, format!("{title}: {step}: {error}")),
         };
+        let (level, text) = outcome;
+        if let Some(left) = self.lines.take() {
+            log::log!(level, "{text}");
+            if left == 0 {
+                log::warn!("further steps of scenarios are in the trace alone, if there is one");
+            }
+        }
         let time = self.origin + nanoseconds(now);
         self.trace.borrow().mark(time, text);
     }
@@ -165,10 +168,10 @@ impl<'a> Scenarios<'a> {
         }
         match step.deed {
             Some(Deed::PowerButton) => self.vm.press_power_button(),
-            Some(Deed::Pause) if !self.paused => {
-                self.vm.pause();
-                self.paused = true;
-            }
+            Some(Deed::Pause) if !self.paused => match self.vm.pause() {
+                Ok(()) => self.paused = true,
+                Err(stalled) => outcome = Err(stalled.to_string()),
+            },
             Some(Deed::Resume) if self.paused => {
                 self.vm.resume();
                 self.paused = false;
@@ -203,5 +206,29 @@ impl MutEventSubscriber for Scenarios<'_> {
         for id in self.watches.accesses.take_found() {
             self.schedule.seen(id, Seen::Accesses, now);
         }
+    }
+}
+
+/// How many lines there may still be.
+struct Lines(u32);
+
+impl Lines {
+    /// Takes one, and says how many are left then.
+    fn take(&mut self) -> Option<u32> {
+        self.0 = self.0.checked_sub(1)?;
+        Some(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_that_a_guest_has_taken_all_the_time_fill_no_log() {
+        let mut lines = Lines(LOGGED);
+        let taken: Vec<u32> = (0..10 * LOGGED).filter_map(|_| lines.take()).collect();
+        assert_eq!(taken.len(), LOGGED as usize);
+        assert_eq!(taken.last(), Some(&0));
     }
 }

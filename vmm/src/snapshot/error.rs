@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use msr_kvm::state::{PlanStateError, RestoreMsrsError, SaveError, TscError};
 
+use crate::devices::virtio::Stalled;
 use crate::running::VcpuGone;
 
 /// Why there is no snapshot. The VM goes on as it was.
@@ -30,6 +31,9 @@ pub enum SnapshotError {
         /// What the host said.
         source: io::Error,
     },
+    /// A disk does not stand still.
+    #[error(transparent)]
+    Stalled(#[from] Stalled),
     /// A vCPU has ended.
     #[error("the guest has ended: {0}")]
     Gone(#[from] VcpuGone),

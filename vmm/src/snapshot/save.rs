@@ -61,7 +61,7 @@ impl RunningVm {
         // Asking for every MSR that there may be takes longer than reading those that there are.
         let plan = self.plan_msrs()?;
         let begin = Instant::now();
-        self.pause();
+        self.pause()?;
         let saved = self.save(plan).and_then(|body| {
             // After the vCPUs' state, asking for which may make KVM write to memory.
             let left = match &log {
@@ -100,7 +100,7 @@ impl RunningVm {
         if bytes(&in_use(memory, contents).map_err(&written)?) <= SMALL {
             return Ok(None);
         }
-        let Some(log) = DirtyLog::begin(self) else {
+        let Some(log) = DirtyLog::begin(self)? else {
             return Ok(None);
         };
         // A page that comes into use after this is in the log.

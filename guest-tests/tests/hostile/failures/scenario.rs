@@ -221,7 +221,7 @@ fn saved() -> Result<&'static Path, Failed> {
         config.vm.kernel = Some(folder.file("kernel", kernel.elf()?)?);
         let vm = Vm::builder(config).build()?.start()?;
         let snapshot = folder.path("snapshot");
-        vm.pause();
+        vm.pause()?;
         vm.write_msr(VcpuId(0), 0x3f00, 1)?;
         vm.snapshot(&snapshot)?;
         vm.stop();

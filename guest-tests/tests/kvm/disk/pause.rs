@@ -80,7 +80,7 @@ pub(super) fn a_paused_vm_writes_nothing() -> Result<(), Failed> {
     let mut records = 0;
     for _ in 0..PAUSES {
         console.wait_for_more_than(records)?;
-        running.pause();
+        running.pause()?;
         let before = (console.so_far(), fs::read(&image)?);
         thread::sleep(Duration::from_millis(300));
         if before != (console.so_far(), fs::read(&image)?) {

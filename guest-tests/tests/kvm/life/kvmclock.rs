@@ -114,7 +114,7 @@ fn a_guest_with_kvmclock_learns_of_a_pause() -> Result<(), Failed> {
     if before.flags & GUEST_STOPPED != 0 {
         return Err(format!("it was told of a pause before there was one: {before:?}").into());
     }
-    vm.pause();
+    vm.pause()?;
     vm.resume();
     wait(&vm, &listener, |told| told.flags & GUEST_STOPPED != 0)?;
     Ok(())

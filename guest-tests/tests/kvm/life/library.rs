@@ -248,14 +248,14 @@ fn a_paused_vm_stands_still_with_no_answer_lost_or_repeated() -> Result<(), Fail
         }
     };
     for _ in 0..200 {
-        vm.pause();
+        vm.pause()?;
         still()?;
         vm.resume();
         progress(&vm, &witness)?;
     }
     // Pauses count, and neither the filter's replacement nor one resume too few ends one.
-    vm.pause();
-    vm.pause();
+    vm.pause()?;
+    vm.pause()?;
     vm.set_msr_filter(&denying(&[MsrRange::new(SEQUENCE, SEEN)?]))?;
     still()?;
     vm.resume();
@@ -264,7 +264,7 @@ fn a_paused_vm_stands_still_with_no_answer_lost_or_repeated() -> Result<(), Fail
     vm.resume();
     progress(&vm, &witness)?;
     // A paused VM can be stopped.
-    vm.pause();
+    vm.pause()?;
     stop(vm)
 }
 
@@ -278,7 +278,7 @@ fn a_vm_that_is_dropped_leaves_no_thread() -> Result<(), Failed> {
             return Err("no threads to be left".into());
         }
         if paused {
-            vm.pause();
+            vm.pause()?;
         }
         drop(vm);
     }

@@ -33,6 +33,11 @@ pub trait VirtioDevice: Send {
         0
     }
 
+    /// What the device's thread asks of the host just now, in words that go with "has not finished".
+    fn under_way(&self) -> &'static str {
+        "a request"
+    }
+
     /// What serves the queues, now that the driver has accepted `features`. What is wrong with its
     /// requests is logged to `driver_log`.
     fn handler(&mut self, features: u64, driver_log: DriverLog) -> Box<dyn QueueHandler>;

@@ -1,6 +1,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
@@ -21,6 +23,7 @@ use super::attach::AttachError;
 use super::device::VirtioDevice;
 use super::notifier::Notifier;
 use super::slot::Slot;
+use super::stalled::{STALL_LIMIT, Stalled};
 use super::state::{StateError, VirtioState};
 use super::transport::{Area, Half, Transport};
 use super::worker::Worker;
@@ -161,8 +164,17 @@ impl MmioDevice {
     /// Stops the device until [`Self::resume`]. When this returns its thread has ended, it touches
     /// neither guest memory nor what is behind it, and its queues say what is left to do: a request
     /// that was begun and not finished counts as not begun. The vCPUs may run or not.
-    pub fn pause(&self) {
-        self.transport().pause();
+    ///
+    /// # Errors
+    ///
+    /// [`Stalled`] where the host does not finish a system call of a request within [`STALL_LIMIT`]; the device goes on.
+    pub fn pause(&self) -> Result<(), Stalled> {
+        self.pause_until(Instant::now() + STALL_LIMIT)
+    }
+
+    /// The same with another limit.
+    pub(crate) fn pause_until(&self, deadline: Instant) -> Result<(), Stalled> {
+        self.transport().pause(deadline)
     }
 
     /// Goes on after [`Self::pause`], with the requests that came in between first.
@@ -190,6 +202,12 @@ impl MmioDevice {
         self.transport().restore(state)
     }
 
+    /// Has a reset and the end wait no longer than this for the host.
+    #[cfg(test)]
+    pub(super) fn set_stall_limit(&self, limit: std::time::Duration) {
+        self.transport().set_stall_limit(limit);
+    }
+
     fn transport(&self) -> MutexGuard<'_, Transport> {
         // A panic in one register's access leaves no half of a change that the next access could
         // trip over.
@@ -208,7 +226,12 @@ impl MmioDevice {
             VIRTIO_MMIO_QUEUE_NUM_MAX => self.transport().queue_size_max(),
             VIRTIO_MMIO_QUEUE_READY => self.transport().queue_ready(),
             VIRTIO_MMIO_INTERRUPT_STATUS => self.notifier.interrupts(),
-            VIRTIO_MMIO_STATUS => self.notifier.status(),
+            VIRTIO_MMIO_STATUS => {
+                if self.notifier.status() & VIRTIO_CONFIG_S_NEEDS_RESET != 0 {
+                    self.transport().finish_reset();
+                }
+                self.notifier.status()
+            }
             VIRTIO_MMIO_CONFIG_GENERATION => self.transport().device.config_generation(),
             // There is no shared memory region, which a length and a base of all ones say.
             VIRTIO_MMIO_SHM_LEN_LOW

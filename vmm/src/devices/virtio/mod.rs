@@ -38,6 +38,7 @@ mod mmio;
 mod notifier;
 pub mod rate_limiter;
 mod slot;
+mod stalled;
 mod state;
 mod transport;
 mod worker;
@@ -46,6 +47,7 @@ pub use attach::{AttachError, attach};
 pub use device::{DriverLog, QueueHandler, Served, VirtioDevice};
 pub use mmio::MmioDevice;
 pub use slot::Slot;
+pub use stalled::{STALL_LIMIT, Stalled};
 pub use state::{StateError, VirtioState};
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What the registers of a virtio-mmio device do (section 4.2.2), apart from where they are.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
@@ -14,7 +15,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{DriverLog, QueueHandler, VirtioDevice};
 use super::notifier::Notifier;
-use super::worker::{Service, Worker};
+use super::stalled::{STALL_LIMIT, Stalled};
+use super::worker::{NotStopped, Service, Worker};
 use crate::memory::GuestMemoryMmap;
 
 /// The features that the transport offers for every device.
@@ -59,6 +61,10 @@ pub(super) struct Transport {
     pub(super) handler: Option<Box<dyn QueueHandler>>,
     pub(super) worker: Worker,
     pub(super) paused: bool,
+    /// The driver has asked for a reset, and the host does not let go of a request.
+    resetting: bool,
+    /// How long a reset waits for the host.
+    stall_limit: Duration,
     pub(super) mem: Arc<GuestMemoryMmap>,
     kicks: Arc<[EventFd]>,
     pub(super) notifier: Arc<Notifier>,
@@ -88,6 +94,8 @@ impl Transport {
             handler: None,
             worker,
             paused: false,
+            resetting: false,
+            stall_limit: STALL_LIMIT,
             mem,
             kicks,
             notifier,
@@ -168,7 +176,11 @@ impl Transport {
                 Ok(())
             });
         } else if value == 0 && self.queue_ready() == 1 {
-            self.stop_worker();
+            let deadline = Instant::now() + self.stall_limit;
+            if self.resetting || self.stop_or_go_on(deadline).is_err() {
+                // The register goes on saying that it is in use.
+                return self.refuse(format_args!("a queue stays in use: the host is at it"));
+            }
             if let Some(queue) = self.selected_mut() {
                 queue.set_ready(false);
             }
@@ -203,6 +215,9 @@ impl Transport {
     pub(super) fn set_status(&mut self, value: u32) {
         if value == 0 {
             return self.reset();
+        }
+        if self.resetting {
+            return self.refuse(format_args!("status {value:#x} before the reset is done"));
         }
         let before = self.notifier.status() & DRIVER_STATUS;
         let value = value & DRIVER_STATUS;
@@ -262,10 +277,24 @@ impl Transport {
         self.start_worker();
     }
 
-    /// Back to the state after power-on (section 2.4). What the worker is at is abandoned first:
-    /// when this returns, the device does not touch guest memory any more.
+    /// Back to the state after power-on (section 2.4). What the worker is at is abandoned first: when the device status
+    /// is 0, the device does not touch guest memory any more. A request that the host does not let go of has the reset
+    /// wait, which holds up a vCPU once and for a limited time: until it is done the status says that the device needs a reset.
     fn reset(&mut self) {
-        self.stop_worker();
+        let now = Instant::now();
+        let wait = if self.resetting {
+            Duration::ZERO
+        } else {
+            self.stall_limit
+        };
+        if self.stop_worker(now + wait).is_err() {
+            if !std::mem::replace(&mut self.resetting, true) {
+                log::warn!("{}; a reset waits for it", self.stalled(wait));
+                self.notifier.needs_reset();
+            }
+            return;
+        }
+        self.resetting = false;
         self.handler = None;
         self.queues.iter_mut().for_each(QueueT::reset);
         self.device_features_select = 0;
@@ -275,10 +304,43 @@ impl Transport {
         self.notifier.reset();
     }
 
+    /// Does the reset that the driver has asked for, if one waits and the host has let go of the request.
+    pub(super) fn finish_reset(&mut self) {
+        if self.resetting {
+            self.reset();
+        }
+    }
+
     /// Stops the device until [`Self::resume`]: its queues stay as they are.
-    pub(super) fn pause(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// Where it has not stopped until `deadline`; it goes on then.
+    pub(super) fn pause(&mut self, deadline: Instant) -> Result<(), Stalled> {
+        let begin = Instant::now();
+        self.finish_reset();
+        if self.resetting {
+            return Err(self.stalled(self.stall_limit));
+        }
+        let stopped = self.stop_or_go_on(deadline);
+        stopped.map_err(|NotStopped| self.stalled(begin.elapsed()))?;
         self.paused = true;
-        self.stop_worker();
+        Ok(())
+    }
+
+    /// Has a reset wait no longer than this for the host.
+    #[cfg(test)]
+    pub(super) fn set_stall_limit(&mut self, limit: Duration) {
+        self.stall_limit = limit;
+        self.worker.set_limit(limit);
+    }
+
+    fn stalled(&self, waited: Duration) -> Stalled {
+        Stalled {
+            device: self.device.name().to_owned(),
+            what: self.device.under_way(),
+            waited,
+        }
     }
 
     pub(super) fn resume(&mut self) {
@@ -316,12 +378,30 @@ impl Transport {
         }
     }
 
-    /// Stops the worker and takes its queues and its handler back.
-    fn stop_worker(&mut self) {
-        if !self.worker.is_working() {
-            return;
+    /// Stops the worker, or has it go on where it has not stopped until `deadline`.
+    fn stop_or_go_on(&mut self, deadline: Instant) -> Result<(), NotStopped> {
+        let stopped = self.stop_worker(deadline);
+        if stopped.is_err()
+            && let Some(service) = self.worker.go_on()
+        {
+            self.take_back(service);
+            return Ok(());
         }
-        if let Some(service) = self.worker.stop() {
+        stopped
+    }
+
+    /// Stops the worker and takes its queues and its handler back. One that has not stopped until `deadline` still is to.
+    fn stop_worker(&mut self, deadline: Instant) -> Result<(), NotStopped> {
+        if self.worker.is_working() {
+            let service = self.worker.stop(deadline)?;
+            self.take_back(service);
+        }
+        Ok(())
+    }
+
+    /// What the worker has given back; nothing where it panicked.
+    fn take_back(&mut self, service: Option<Service>) {
+        if let Some(service) = service {
             self.queues = service.queues;
             self.handler = Some(service.handler);
         } else {

@@ -1,9 +1,9 @@
 //! The thread that serves a device's queues.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{DriverLog, QueueHandler, Served};
 use super::notifier::Notifier;
+use super::stalled::STALL_LIMIT;
 use crate::memory::GuestMemoryMmap;
 use crate::sandbox::{Role, ThreadFilters};
 
@@ -25,6 +26,10 @@ pub(super) struct Worker {
     work: Option<Sender<Work>>,
     done: Receiver<Service>,
     working: bool,
+    /// It has been told to stop and has not answered.
+    stopping: bool,
+    /// How long its end is waited for where it is dropped.
+    limit: Duration,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -36,17 +41,47 @@ enum Work {
     Serve(Service),
 }
 
+/// The thread has not stopped in the time that it was given: a system call of its request does not return.
+#[derive(Debug)]
+pub(super) struct NotStopped;
+
 /// How a worker is told to stop: the flag for requests that take long, the event for the wait.
+///
+/// Who said stop may take it back, and the thread may heed it at the same moment. One of the two finds it said; the other then
+/// knows what has become of it.
 #[derive(Debug)]
 struct Stop {
+    said: Mutex<bool>,
     flag: AtomicBool,
     event: EventFd,
+}
+
+impl Stop {
+    fn say(&self) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        *said = true;
+        self.flag.store(true, Ordering::Release);
+        // It fails only if the count overflows, which takes more than one write.
+        let _ = self.event.write(1);
+    }
+
+    /// Makes it unsaid, by heeding it or by taking it back. Not where it is already.
+    fn take(&self) -> bool {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = std::mem::take(&mut *said);
+        if taken {
+            self.flag.store(false, Ordering::Release);
+            let _ = self.event.read();
+        }
+        taken
+    }
 }
 
 impl Worker {
     /// Starts a thread called `name` for a device of so many queues. It has nothing to do yet.
     pub(super) fn new(name: &str, queues: usize) -> io::Result<Self> {
         let stop = Arc::new(Stop {
+            said: Mutex::new(false),
             flag: AtomicBool::new(false),
             event: EventFd::new(EFD_NONBLOCK)?,
         });
@@ -68,13 +103,10 @@ impl Worker {
                         Work::Serve(service) => service,
                     };
                     service.stop = Some(Arc::clone(&stopped));
-                    let Some(mut service) = serve(service, &mut events) else {
+                    let Some(mut service) = serve(service, &stopped, &mut events) else {
                         return;
                     };
                     service.stop = None;
-                    // The one who said stop waits for the service before anything else is said.
-                    let _ = stopped.event.read();
-                    stopped.flag.store(false, Ordering::Release);
                     if give_back.send(service).is_err() {
                         return;
                     }
@@ -85,6 +117,8 @@ impl Worker {
             work: Some(work),
             done,
             working: false,
+            stopping: false,
+            limit: STALL_LIMIT,
             thread: Some(thread),
         })
     }
@@ -119,27 +153,60 @@ impl Worker {
     /// it panicked.
     ///
     /// A request that takes long is abandoned and stays in the queue.
-    pub(super) fn stop(&mut self) -> Option<Service> {
-        self.working = false;
-        self.tell_stop();
-        self.done.recv().ok()
+    ///
+    /// # Errors
+    ///
+    /// Where the thread has not stopped until `deadline`. It still is to, unless [`go_on`](Self::go_on) says otherwise; to
+    /// see whether it has, call this again.
+    pub(super) fn stop(&mut self, deadline: Instant) -> Result<Option<Service>, NotStopped> {
+        if !std::mem::replace(&mut self.stopping, true) {
+            self.stop.say();
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let stopped = match self.done.recv_timeout(left) {
+            Ok(service) => Some(service),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => return Err(NotStopped),
+        };
+        (self.working, self.stopping) = (false, false);
+        Ok(stopped)
     }
 
-    fn tell_stop(&self) {
-        self.stop.flag.store(true, Ordering::Release);
-        // It fails only if the count overflows, which takes more than one write.
-        let _ = self.stop.event.write(1);
+    /// After a [`stop`](Self::stop) in vain: has the thread go on. Where it has stopped just now, what it was given.
+    pub(super) fn go_on(&mut self) -> Option<Option<Service>> {
+        self.stopping = false;
+        if self.stop.take() {
+            return None;
+        }
+        self.working = false;
+        // Nothing is between its heeding the word and its giving back.
+        Some(self.done.recv().ok())
+    }
+
+    /// Sets how long the end of the thread is waited for where this is dropped.
+    #[cfg(test)]
+    pub(super) fn set_limit(&mut self, limit: Duration) {
+        self.limit = limit;
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
         self.work = None;
-        self.tell_stop();
-        if let Some(thread) = self.thread.take() {
-            // Its panic was reported when it happened.
-            let _ = thread.join();
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        if self.working && self.stop(Instant::now() + self.limit).is_err() {
+            // What it uses is its own, or shared, until the host answers.
+            let name = thread.thread().name().unwrap_or_default();
+            log::warn!(
+                "the thread {name} is left behind: the host has not finished its request for {} s",
+                self.limit.as_secs()
+            );
+            return;
         }
+        // Its panic was reported when it happened.
+        let _ = thread.join();
     }
 }
 
@@ -150,9 +217,25 @@ const DEAF_WAIT: i32 = 20;
 const FAR: Duration = Duration::from_secs(1 << 32);
 
 /// Serves until the service is told to stop, and returns it.
-fn serve(mut service: Service, events: &mut EventManager<Service>) -> Option<Service> {
+fn serve(mut service: Service, stop: &Stop, events: &mut EventManager<Service>) -> Option<Service> {
+    loop {
+        let (returned, is_deaf) = serve_until_told(service, events);
+        service = returned?;
+        // It may have been taken back meanwhile.
+        if stop.take() || is_deaf {
+            return Some(service);
+        }
+    }
+}
+
+/// Serves until the service sees that it is to stop, or until the host lets it wait for nothing any more, which the second value says.
+fn serve_until_told(
+    mut service: Service,
+    events: &mut EventManager<Service>,
+) -> (Option<Service>, bool) {
     service.serve_all();
     let id = events.add_subscriber(service);
+    let mut is_deaf = false;
     loop {
         let running = events.subscriber_mut(id).is_ok_and(|s| !s.stopping());
         if !running {
@@ -161,6 +244,7 @@ fn serve(mut service: Service, events: &mut EventManager<Service>) -> Option<Ser
         let timeout = events.subscriber_mut(id).map_or(0, |s| s.timeout());
         if let Err(error) = events.run_with_timeout(timeout) {
             log::error!("a virtio device cannot wait for its driver: {error}");
+            is_deaf = true;
             break;
         }
         if let Ok(service) = events.subscriber_mut(id)
@@ -169,7 +253,7 @@ fn serve(mut service: Service, events: &mut EventManager<Service>) -> Option<Ser
             service.serve_all();
         }
     }
-    events.remove_subscriber(id).ok()
+    (events.remove_subscriber(id).ok(), is_deaf)
 }
 
 /// Signals are for the threads that wait for them; this one may have been started by any.

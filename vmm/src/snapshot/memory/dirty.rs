@@ -21,7 +21,11 @@ pub(in crate::snapshot) struct DirtyLog<'a> {
 
 impl<'a> DirtyLog<'a> {
     /// Begins it, unless KVM keeps no log. Everything that is written after this returns is in it.
-    pub(in crate::snapshot) fn begin(vm: &'a RunningVm) -> Option<Self> {
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError::Stalled`].
+    pub(in crate::snapshot) fn begin(vm: &'a RunningVm) -> Result<Option<Self>, SnapshotError> {
         let memory = &vm.save_context().memory;
         if let Err(error) = log_dirty_pages(vm.fd(), memory, true) {
             log::debug!(
@@ -29,15 +33,17 @@ impl<'a> DirtyLog<'a> {
             );
             // One region may have been accepted before another was refused.
             let _ = log_dirty_pages(vm.fd(), memory, false);
-            return None;
+            return Ok(None);
         }
+        // From here on its end is the log's.
+        let log = Self { vm };
         vm.with_devices_still(|| {
             for region in memory.iter() {
                 // It was mapped, so its length is one of memory.
                 region.deref().bitmap().begin(region.len() as usize);
             }
-        });
-        Some(Self { vm })
+        })?;
+        Ok(Some(log))
     }
 
     /// The pages of each region that vCPUs have written since the last time.

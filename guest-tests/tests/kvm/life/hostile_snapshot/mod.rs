@@ -80,7 +80,7 @@ impl Saved {
             thread::sleep(Duration::from_millis(1));
         }
         let snapshot = folder.path("snapshot");
-        vm.pause();
+        vm.pause()?;
         vm.snapshot(&snapshot)?;
         vm.stop();
         vm.wait();

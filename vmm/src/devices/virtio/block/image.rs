@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use libc::iovec;
 
@@ -81,7 +81,22 @@ pub(super) struct Image {
     readonly: bool,
     sectors: u64,
     physical_block: u64,
+    /// The system call that is under way, one of [`CALLS`] by its place.
+    under_way: AtomicU8,
 }
+
+/// What the disk's thread may be at.
+const CALLS: [&str; 5] = [
+    "a request",
+    "a read",
+    "a write",
+    "a discard",
+    "a write of zeroes",
+];
+const READ: u8 = 1;
+const WRITE: u8 = 2;
+const DISCARD: u8 = 3;
+const ZERO: u8 = 4;
 
 impl Image {
     pub(super) fn open(path: &Path, readonly: bool) -> Result<Self, DiskError> {
@@ -127,6 +142,7 @@ impl Image {
             readonly,
             sectors,
             physical_block: metadata.blksize(),
+            under_way: AtomicU8::new(0),
         })
     }
 
@@ -154,7 +170,7 @@ impl Image {
     pub(super) fn read(&self, offset: u64, pieces: &Iovecs<'_>) -> io::Result<usize> {
         let pieces = pieces.as_slice();
         let offset = file_offset(offset)?;
-        retry(|| {
+        self.call(READ, || {
             // SAFETY: the pieces are guest memory that stays mapped while `Iovecs` lives, there are as many as said, and the kernel writes nowhere else. The guest
             // may use them meanwhile: nothing here relies on what is in them.
             unsafe {
@@ -173,7 +189,7 @@ impl Image {
     pub(super) fn write(&self, offset: u64, pieces: &Iovecs<'_>) -> io::Result<usize> {
         let pieces = pieces.as_slice();
         let offset = file_offset(offset)?;
-        retry(|| {
+        self.call(WRITE, || {
             // SAFETY: as in `read`, and the kernel only reads the pieces.
             unsafe {
                 libc::pwritev64(
@@ -200,17 +216,17 @@ impl Image {
 
     /// Gives up what is in `len` bytes from `offset` on: they read as zeroes.
     pub(super) fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.allocate(libc::FALLOC_FL_PUNCH_HOLE, offset, len)
+        self.allocate(DISCARD, libc::FALLOC_FL_PUNCH_HOLE, offset, len)
     }
 
     /// Makes `len` bytes from `offset` on zeroes, with room for data set aside.
     pub(super) fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.allocate(libc::FALLOC_FL_ZERO_RANGE, offset, len)
+        self.allocate(ZERO, libc::FALLOC_FL_ZERO_RANGE, offset, len)
     }
 
-    fn allocate(&self, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
+    fn allocate(&self, what: u8, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
         let (offset, len) = (file_offset(offset)?, file_offset(len)?);
-        retry(|| {
+        self.call(what, || {
             // SAFETY: fallocate takes no pointer.
             let result = unsafe {
                 libc::fallocate64(
@@ -223,6 +239,20 @@ impl Image {
             result as isize
         })
         .map(drop)
+    }
+
+    /// What the disk's thread asks of the host just now, in words.
+    pub(super) fn under_way(&self) -> &'static str {
+        let call = self.under_way.load(Ordering::Relaxed);
+        CALLS.get(usize::from(call)).unwrap_or(&CALLS[0])
+    }
+
+    /// Calls `system_call` until no signal interrupts it, and tells meanwhile what it is.
+    fn call(&self, what: u8, system_call: impl Fn() -> isize) -> io::Result<usize> {
+        self.under_way.store(what, Ordering::Relaxed);
+        let result = retry(system_call);
+        self.under_way.store(0, Ordering::Relaxed);
+        result
     }
 }
 

@@ -137,6 +137,10 @@ impl VirtioDevice for Block {
         self.image.confine(filters);
     }
 
+    fn under_way(&self) -> &'static str {
+        self.image.under_way()
+    }
+
     fn handler(&mut self, features: u64, driver_log: DriverLog) -> Box<dyn QueueHandler> {
         Box::new(Handler::new(
             Arc::clone(&self.image),

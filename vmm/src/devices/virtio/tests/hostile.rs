@@ -95,7 +95,7 @@ fn rings_that_are_their_own_buffers_end_somehow() {
         driver.put_chain(&[(HEADER, 16, false), (target, 4096, true), (STATUS, 1, true)]);
         driver.offer(0);
         driver.kick();
-        driver.device.pause();
+        driver.device.pause().unwrap();
         driver.device.resume();
         still_works(&mut driver);
     }
@@ -157,7 +157,7 @@ proptest! {
         heads.iter().for_each(|&head| driver.offer(head));
         driver.kick();
         // The device may write over its own rings, so not even the used index says when it is done.
-        driver.device.pause();
+        driver.device.pause().unwrap();
         driver.device.resume();
         driver.write(VIRTIO_MMIO_STATUS, 0);
         // Writes that went astray are within the image, which is as large as before.
@@ -196,7 +196,7 @@ proptest! {
             driver.mem.write_slice(&bytes, GuestAddress(ring)).unwrap();
         }
         driver.kick();
-        driver.device.pause();
+        driver.device.pause().unwrap();
         driver.device.resume();
         driver.write(VIRTIO_MMIO_STATUS, 0);
         driver.start(!0);

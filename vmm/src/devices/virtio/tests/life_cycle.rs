@@ -92,7 +92,7 @@ fn a_reset_abandons_the_request_that_is_in_flight() {
 #[test]
 fn a_request_abandoned_by_a_pause_is_served_after_it() {
     let (mut driver, slow) = with_a_request_begun();
-    driver.device.pause();
+    driver.device.pause().unwrap();
     slow.may_end.store(true, Ordering::Release);
     assert_eq!(driver.take_used(), None);
     driver.device.resume();
@@ -112,8 +112,8 @@ fn dropping_a_device_ends_its_thread() {
 fn requests_made_during_a_pause_wait_for_its_end() {
     let temp = image(LEN);
     let mut driver = Driver::started(disk(&temp));
-    driver.device.pause();
-    driver.device.pause();
+    driver.device.pause().unwrap();
+    driver.device.pause().unwrap();
     driver.put_header(VIRTIO_BLK_T_IN, 4);
     driver.put_chain(&[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
     driver.offer(0);
@@ -129,7 +129,7 @@ fn requests_made_during_a_pause_wait_for_its_end() {
 #[test]
 fn a_driver_that_starts_during_a_pause_is_served_after_it() {
     let mut driver = Driver::new(Box::new(Entropy::new(None)));
-    driver.device.pause();
+    driver.device.pause().unwrap();
     driver.start(!0);
     driver.put_chain(&[(DATA, 16, true)]);
     driver.offer(0);
@@ -149,7 +149,7 @@ fn a_load_of_writes_survives_pauses_at_any_time() {
         driver.put_chain(&[(HEADER, 16, false), (DATA, 4096, false), (STATUS, 1, true)]);
         driver.offer(0);
         driver.kick();
-        driver.device.pause();
+        driver.device.pause().unwrap();
         driver.device.resume();
         assert_eq!(driver.wait_used(), 1);
     }
@@ -184,10 +184,10 @@ fn a_flush_that_takes_long_holds_up_neither_pause_nor_reset_nor_drop() {
         begun.recv().unwrap();
     };
     ask(&mut driver);
-    driver.device.pause();
+    driver.device.pause().unwrap();
     assert_eq!(driver.take_used(), None);
     driver.device.resume();
-    driver.device.pause();
+    driver.device.pause().unwrap();
     driver.device.resume();
     // The flush under way may have begun before the last write, so another follows it.
     end.send(()).unwrap();

@@ -40,14 +40,14 @@ fn a_driver_cannot_fill_the_log_however_often_it_resets_the_device() {
             .write_obj(u16::MAX, GuestAddress(AVAILABLE + 2))
             .unwrap();
         driver.kick();
-        driver.device.pause();
+        driver.device.pause().unwrap();
         driver.device.resume();
         // A head beyond the table.
         driver.write(VIRTIO_MMIO_STATUS, 0);
         driver.start(!0);
         driver.offer(u16::MAX);
         driver.kick();
-        driver.device.pause();
+        driver.device.pause().unwrap();
         driver.device.resume();
         // Rings that are nowhere.
         driver.write(VIRTIO_MMIO_STATUS, 0);

@@ -9,5 +9,6 @@ mod life_cycle;
 mod log;
 mod rate_limit;
 mod saved;
+mod stalled;
 mod transport;
 mod written;

@@ -133,7 +133,7 @@ fn a_request_that_waits_holds_up_neither_pause_nor_reset_nor_drop() {
     let_it_be_served();
     let begin = Instant::now();
     for _ in 0..3 {
-        driver.device.pause();
+        driver.device.pause().unwrap();
         assert_eq!(driver.take_used(), None);
         driver.device.resume();
         driver.kick();
@@ -156,7 +156,7 @@ fn a_restored_disk_serves_the_request_that_waited_and_has_full_buckets() {
     ask(&mut driver, 1);
     assert_eq!(driver.wait_used(), 513);
     ask(&mut driver, 2);
-    driver.device.pause();
+    driver.device.pause().unwrap();
     assert_eq!(driver.take_used(), None);
     let state = driver.device.save();
     driver.replace(|| with_operations(&temp, 2));

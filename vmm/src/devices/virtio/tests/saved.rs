@@ -22,7 +22,7 @@ fn a_restored_device_serves_the_request_that_waited_without_another_kick() {
     let temp = image(1 << 20);
     let mut driver = Driver::started(disk(&temp));
     assert_eq!(driver.block(VIRTIO_BLK_T_IN, 7, &[(DATA, 512, true)]), 0);
-    driver.device.pause();
+    driver.device.pause().unwrap();
     driver.put_header(VIRTIO_BLK_T_IN, 4);
     driver.put_chain(&[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
     driver.offer(0);
@@ -45,7 +45,7 @@ fn an_interrupt_that_the_driver_has_not_acknowledged_is_raised_again() {
     wait_until("the interrupt", || {
         driver.read(VIRTIO_MMIO_INTERRUPT_STATUS) == VIRTIO_MMIO_INT_VRING
     });
-    driver.device.pause();
+    driver.device.pause().unwrap();
     let unacknowledged = saved(&driver.device);
     driver.write(VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_VRING);
     let acknowledged = saved(&driver.device);
@@ -64,7 +64,7 @@ fn an_interrupt_that_the_driver_has_not_acknowledged_is_raised_again() {
 fn a_device_without_a_driver_is_restored_as_such() {
     let mut driver = Driver::new(Box::new(Entropy::new(None)));
     driver.write(VIRTIO_MMIO_STATUS, ACKNOWLEDGE);
-    driver.device.pause();
+    driver.device.pause().unwrap();
     let state = saved(&driver.device);
     driver.replace(|| Box::new(Entropy::new(None)));
     restore(&driver.device, state).unwrap();
@@ -77,7 +77,7 @@ fn a_device_without_a_driver_is_restored_as_such() {
 #[test]
 fn what_no_driver_could_have_brought_about_is_refused_and_changes_nothing() {
     let driver = Driver::started(Box::new(Entropy::new(None)));
-    driver.device.pause();
+    driver.device.pause().unwrap();
     let good = saved(&driver.device);
     let fresh = Driver::new(Box::new(Entropy::new(None)));
     let size = |size: u16| json!({ "max_size": size, "size": size });

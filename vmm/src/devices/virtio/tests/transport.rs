@@ -167,7 +167,7 @@ fn a_queue_taken_out_of_use_is_not_served() {
     driver.offer(0);
     driver.kick();
     // A pause waits for the device's thread, so what it was to do is done.
-    driver.device.pause();
+    driver.device.pause().unwrap();
     assert_eq!(driver.take_used(), None);
 }
 

@@ -28,14 +28,14 @@ fn contents(driver: &Driver) -> Vec<Vec<u8>> {
 fn noted(driver: &mut Driver, request: &[Buffer]) -> usize {
     driver.put_chain(request);
     let mem = driver.mem.clone();
-    driver.device.pause();
+    driver.device.pause().unwrap();
     driver.offer(0);
     let before = contents(driver);
     mem.iter()
         .for_each(|region| region.deref().bitmap().begin(region.len() as usize));
     driver.device.resume();
     driver.wait_used();
-    driver.device.pause();
+    driver.device.pause().unwrap();
     let noted: Vec<Vec<u64>> = mem
         .iter()
         .map(|region| region.deref().bitmap().end())
