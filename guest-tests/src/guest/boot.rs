@@ -60,7 +60,7 @@ pub enum BootError {
     NotSeen {
         /// The text waited for.
         expected: String,
-        /// What there was.
+        /// What there was, and what `msr-vmm` said itself.
         console: String,
     },
 }
@@ -351,7 +351,7 @@ impl RunningGuest {
             if ended {
                 return Err(BootError::NotSeen {
                     expected: text.to_owned(),
-                    console,
+                    console: format!("{}\n{}", self.console.all(), self.stderr.all()),
                 });
             }
             self.pause(&console)?;
