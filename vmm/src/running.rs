@@ -1,7 +1,7 @@
 //! A VM whose vCPUs run, and what can be done with it from outside.
 
 use std::fmt;
-use std::sync::mpsc::{channel, sync_channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use msr_kvm::{MsrPlan, VmMsrs, VmMsrsError};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::Images;
-use crate::control::{Control, install_kick_handler, kick};
+use crate::control::{VcpuThreads, install_kick_handler};
 use crate::devices::power::PowerManagement;
 use crate::devices::serial::Console;
 use crate::devices::virtio::{MmioDevice, STALL_LIMIT, Stalled};
@@ -49,8 +49,7 @@ pub struct RunningVm {
     /// The filter that KVM has.
     in_force: Mutex<Arc<FilterInForce>>,
     started: Instant,
-    control: Arc<Control<Vcpu>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: VcpuThreads<Vcpu, JoinHandle<()>>,
     console: Arc<Console>,
     power: Arc<PowerManagement>,
     virtio: Vec<Arc<MmioDevice>>,
@@ -75,8 +74,7 @@ impl RunningVm {
             ))),
             msrs: vm.msrs,
             started: Instant::now(),
-            control: vm.control,
-            threads: Vec::with_capacity(vm.vcpus.len()),
+            threads: VcpuThreads::new(vm.control),
             console: vm.machine.console,
             power: vm.machine.power,
             virtio: vm.machine.virtio,
@@ -121,7 +119,7 @@ impl RunningVm {
     /// Waits until the guest ends, and stops what is left of it.
     pub fn wait(mut self) -> ShutdownReason {
         let reason = self.shutdown_receiver.wait();
-        self.halt();
+        self.threads.halt();
         if !matches!(reason, ShutdownReason::Stopped) {
             self.console.close(CONSOLE_FLUSH_TIMEOUT);
         }
@@ -164,14 +162,14 @@ impl RunningVm {
     pub fn pause(&self) -> Result<(), Stalled> {
         let mut pauses = self.pauses();
         if *pauses == 0 {
-            self.pause_vcpus();
+            self.threads.pause();
             for vcpu in (0..self.vcpus()).map(VcpuId) {
                 // So that a guest with kvmclock does not take the pause for a lockup. One without, and a vCPU that has
                 // ended, need nothing.
                 let _ = self.on_vcpu(vcpu, |vcpu| vcpu.fd.kvmclock_ctrl());
             }
             if let Err(stalled) = self.pause_devices() {
-                self.control.end_pause();
+                self.threads.resume();
                 return Err(stalled);
             }
         }
@@ -197,7 +195,7 @@ impl RunningVm {
         let mut pauses = self.pauses();
         if *pauses == 1 {
             self.virtio.iter().for_each(|device| device.resume());
-            self.control.end_pause();
+            self.threads.resume();
         }
         *pauses = pauses.saturating_sub(1);
     }
@@ -254,21 +252,8 @@ impl RunningVm {
         vcpu: VcpuId,
         work: impl FnOnce(&mut Vcpu) -> R + Send + 'static,
     ) -> Result<R, VcpuGone> {
-        let place = vcpu.0 as usize;
-        let thread = self.threads.get(place).ok_or(VcpuGone(vcpu))?;
-        let (sender, receiver) = sync_channel(1);
-        // The receiver waits below.
-        let task = move |vcpu: &mut Vcpu| drop(sender.send(work(vcpu)));
-        self.control.submit(place, Box::new(task));
-        // A thread that has ended has dropped the task.
-        kick(thread);
-        receiver.recv().map_err(|_| VcpuGone(vcpu))
-    }
-
-    fn pause_vcpus(&self) {
-        self.control.begin_pause();
-        self.kick();
-        self.control.wait_parked();
+        let done = self.threads.on_vcpu(vcpu.0 as usize, work);
+        done.ok_or(VcpuGone(vcpu))
     }
 
     /// Replaces the MSR filter. All vCPUs leave KVM_RUN, the new filter goes in, they resume; every access
@@ -295,12 +280,12 @@ impl RunningVm {
     fn put_in_force(&self, filter: FilterInForce) -> Result<(), InstallError> {
         // Held all the time, so that of two threads' filters KVM has the one that is known here.
         let mut in_force = lock(&self.in_force);
-        self.pause_vcpus();
+        self.threads.pause();
         let installed = filter.filter.install(&self.fd);
         if installed.is_ok() {
             *in_force = Arc::new(filter);
         }
-        self.control.end_pause();
+        self.threads.resume();
         installed
     }
 
@@ -311,14 +296,12 @@ impl RunningVm {
     pub fn vcpu_reports(&self) -> Vec<VcpuReport> {
         let deadline = Instant::now() + REPORT_LIMIT;
         let (sender, receiver) = channel();
-        for place in 0..self.threads.len() {
+        self.threads.on_each(|| {
             let sender = sender.clone();
             // Who asked may have given up waiting.
-            let task = move |vcpu: &mut Vcpu| drop(sender.send(vcpu.report()));
-            self.control.submit(place, Box::new(task));
-        }
+            Box::new(move |vcpu: &mut Vcpu| drop(sender.send(vcpu.report())))
+        });
         drop(sender);
-        self.kick();
         let mut reports = Vec::new();
         // It ends early once every task is done, or dropped by a vCPU that has ended.
         let left = || deadline.saturating_duration_since(Instant::now());
@@ -359,19 +342,6 @@ impl RunningVm {
     pub(crate) fn virtio(&self) -> &[Arc<MmioDevice>] {
         &self.virtio
     }
-
-    fn kick(&self) {
-        self.threads.iter().for_each(kick);
-    }
-
-    fn halt(&mut self) {
-        self.control.stop();
-        self.kick();
-        for thread in self.threads.drain(..) {
-            // A panic was reported as the reason of the shutdown by the vCPU itself.
-            let _ = thread.join();
-        }
-    }
 }
 
 impl fmt::Debug for RunningVm {
@@ -385,7 +355,7 @@ impl fmt::Debug for RunningVm {
 
 impl Drop for RunningVm {
     fn drop(&mut self) {
-        self.halt();
+        self.threads.halt();
     }
 }
 

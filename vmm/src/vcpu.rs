@@ -9,7 +9,7 @@ use vm_device::bus::MmioAddress;
 use vm_device::device_manager::{IoManager, MmioManager};
 
 use crate::builder::AtStop;
-use crate::control::{Command, Control, Kickable};
+use crate::control::{Control, Execute, Kickable};
 use crate::fault::{Fault, FaultReason};
 use crate::memory::GuestMemoryMmap;
 use crate::port_io;
@@ -39,18 +39,42 @@ impl Vcpu {
     pub(crate) fn run(mut self) {
         // SAFETY: `self` is owned by this call, so `fd` outlives the guard, on this thread.
         let _kickable = unsafe { Kickable::new(&mut self.fd) };
-        // A kick before this thread was kickable is lost, so look once before the first KVM_RUN.
-        if !self.checkpoint() {
-            return;
-        }
-        if let Err(reason) = self.run_loop() {
+        let control = self.control.clone();
+        if let Err(reason) = control.run(self.place(), &mut self) {
             let vcpu = self.id();
             let fault = Fault::new(vcpu, reason, &self.fd, &self.memory);
             self.shutdown.send(ShutdownReason::Fault(Box::new(fault)));
         }
     }
 
-    fn run_loop(&mut self) -> Result<(), FaultReason> {
+    /// The vCPU's number.
+    pub(crate) fn id(&self) -> VcpuId {
+        VcpuId(self.msrs.location().thread)
+    }
+
+    /// Its place among those of the control.
+    fn place(&self) -> usize {
+        self.id().0 as usize
+    }
+
+    /// How many bytes each access of a KVM_EXIT_IO takes, whose data may be those of several.
+    fn port_access_size(&mut self) -> usize {
+        // SAFETY: of the union, KVM has filled `io` for this exit, and any bits are a valid value of it.
+        usize::from(unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io }.size)
+    }
+
+    /// What is told of the vCPU as it is now.
+    pub(crate) fn report(&self) -> VcpuReport {
+        VcpuReport::new(self.id(), self.exits, &self.fd, &self.memory)
+    }
+}
+
+impl Execute for Vcpu {
+    type Fault = FaultReason;
+
+    /// Returns once KVM_RUN does because of a signal. It finished any pending exit before it looked for signals, so the
+    /// vCPU's state is whole and may be paused, saved or thrown away.
+    fn execute(&mut self) -> Result<(), FaultReason> {
         loop {
             self.exits += 1;
             match self.fd.run() {
@@ -80,16 +104,8 @@ impl Vcpu {
                 Ok(VcpuExit::MmioWrite(address, data)) => {
                     drop(self.io.mmio_write(MmioAddress(address), data));
                 }
-                Ok(VcpuExit::Intr) => {
-                    if !self.interrupted() {
-                        return Ok(());
-                    }
-                }
-                Err(error) if error.errno() == libc::EINTR => {
-                    if !self.interrupted() {
-                        return Ok(());
-                    }
-                }
+                Ok(VcpuExit::Intr) => break,
+                Err(error) if error.errno() == libc::EINTR => break,
                 // KVM asks for another try, which is not an exit of the guest.
                 Err(error) if error.errno() == libc::EAGAIN => {}
                 Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
@@ -114,41 +130,13 @@ impl Vcpu {
                 Err(error) => return Err(FaultReason::RunFailed(error)),
             }
         }
-    }
-
-    /// The vCPU's number.
-    pub(crate) fn id(&self) -> VcpuId {
-        VcpuId(self.msrs.location().thread)
-    }
-
-    /// How many bytes each access of a KVM_EXIT_IO takes, whose data may be those of several.
-    fn port_access_size(&mut self) -> usize {
-        // SAFETY: of the union, KVM has filled `io` for this exit, and any bits are a valid value of it.
-        usize::from(unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io }.size)
-    }
-
-    /// KVM_RUN returned because of a signal. It finished any pending exit before it looked for signals, so
-    /// the vCPU's state is whole and may be paused, saved or thrown away. Says whether to go on.
-    fn interrupted(&mut self) -> bool {
-        self.fd.set_kvm_immediate_exit(0);
+        // The interruption is no exit of the guest.
         self.exits -= 1;
-        self.checkpoint()
+        Ok(())
     }
 
-    /// Does what the control has for this vCPU, and says whether to go on.
-    fn checkpoint(&mut self) -> bool {
-        loop {
-            match self.control.checkpoint(self.id().0 as usize) {
-                Command::Run => return true,
-                Command::Stop => return false,
-                Command::Do(task) => task(self),
-            }
-        }
-    }
-
-    /// What is told of the vCPU as it is now.
-    pub(crate) fn report(&self) -> VcpuReport {
-        VcpuReport::new(self.id(), self.exits, &self.fd, &self.memory)
+    fn forget_kicks(&mut self) {
+        self.fd.set_kvm_immediate_exit(0);
     }
 }
 
@@ -158,7 +146,7 @@ impl Drop for Vcpu {
         if let Some(at_stop) = &self.at_stop {
             self.msrs.with_context(&self.fd, |context| at_stop(context));
         }
-        self.control.leave(self.id().0 as usize);
+        self.control.leave(self.place());
         if std::thread::panicking() {
             let vcpu = self.id();
             let fault = Fault::new(vcpu, FaultReason::Panicked, &self.fd, &self.memory);

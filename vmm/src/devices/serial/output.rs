@@ -2,12 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::control::{accept_kicks, install_kick_handler, kick_signal};
+use crate::control::{accept_kicks, install_kick_handler, send_kick};
 use crate::sandbox::{Role, ThreadFilters};
 
 /// The most that waits to be written, in bytes.
@@ -116,8 +115,7 @@ impl Output {
             let deadline = Instant::now() + Duration::from_millis(200);
             // Once may be too early: the signal does nothing between two system calls.
             while !self.queue.wait_finished(REST) && Instant::now() < deadline {
-                // SAFETY: the thread is not joined before the end of this function, so its ID is valid.
-                unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+                send_kick(&thread);
             }
         }
         if self.queue.state().finished {
