@@ -35,6 +35,8 @@
 //! # Ok::<(), msr_bus::BuildError>(())
 //! ```
 
+#![deny(unsafe_code)]
+
 mod access;
 mod bus;
 mod config;

@@ -30,6 +30,7 @@
 //!   kvm-ioctls.
 //!
 //! Without the features `kvm`, `install` and `std` the crate needs `alloc` only.
+#![deny(unsafe_code)]
 #![no_std]
 
 extern crate alloc;
@@ -51,6 +52,7 @@ mod firecracker;
 #[cfg(feature = "install")]
 mod install;
 #[cfg(feature = "kvm")]
+#[allow(unsafe_code)]
 mod kvm;
 mod list;
 pub mod names;

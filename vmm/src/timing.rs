@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
+
 /// Something that happens once in a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootEvent {
@@ -146,13 +148,8 @@ impl fmt::Display for BootTiming {
 
 /// The CPU time of this process, all threads together.
 fn process_cpu_time() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is valid for the call to write. The clock exists on every Linux, so the call cannot fail.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+    // The clock exists on every Linux, so the call does not fail.
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Passes on the console's output and notes when it begins.

@@ -7,6 +7,8 @@
 //!
 //! Sections cited are those of the ACPI specification, release 6.5.
 
+#![forbid(unsafe_code)]
+
 mod dsdt;
 mod fadt;
 mod madt;

@@ -3,6 +3,8 @@
 //! [`Config`] and the types in it are the one definition of the file: serde reads and writes it by them, and their doc
 //! comments and types make the JSON Schema, `man 5 msr-vmm.toml` and the words of errors (see [`mod@reference`]).
 
+#![forbid(unsafe_code)]
+
 mod error;
 mod loaded;
 mod memory_size;

@@ -4,6 +4,8 @@
 //! Nothing here is KVM's or a signal's, and locks come from `super::sync`: `interleavings` compiles this file
 //! with locks of its own, and a model of KVM and of signals.
 
+#![forbid(unsafe_code)]
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 

@@ -5,6 +5,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::{Mode, umask};
+
 /// A control socket that cannot be.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -60,11 +62,9 @@ impl ControlSocket {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(host(error)),
         }
-        // SAFETY: umask takes no pointers and cannot fail.
-        let before = unsafe { libc::umask(0o177) };
+        let before = umask(Mode::from_bits_truncate(0o177));
         let listener = UnixListener::bind(path);
-        // SAFETY: as above.
-        unsafe { libc::umask(before) };
+        umask(before);
         let listener = listener.map_err(|error| {
             // Made and not listened to. One that somebody else has made meanwhile is in use.
             if error.kind() != ErrorKind::AddrInUse && is_abandoned(path) {

@@ -14,6 +14,8 @@
 //!
 //! A socket that a killed VMM left behind is replaced; one that is served, or a file of another kind, is an error.
 
+#![forbid(unsafe_code)]
+
 mod client;
 mod connection;
 mod listener;

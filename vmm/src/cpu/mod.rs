@@ -5,6 +5,8 @@
 //!
 //! Manuals cited: Intel SDM, volume 2, "CPUID"; AMD APM, volume 3, appendix E.
 
+#![forbid(unsafe_code)]
+
 mod cpuid;
 mod features;
 mod frequency;

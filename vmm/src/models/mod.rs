@@ -7,6 +7,8 @@
 //! A configuration names a model with `model = "NAME"`, for one of [`BuiltIn::all`], or with a path, and its own keys are
 //! laid over the model's: see [`overlay`].
 
+#![forbid(unsafe_code)]
+
 pub mod import;
 mod overlay;
 #[cfg(test)]

@@ -7,6 +7,8 @@
 //!
 //! Scenarios are not part of a snapshot: the VM that is restored has none, and whoever restores it may start some.
 
+#![forbid(unsafe_code)]
+
 mod accesses;
 mod console;
 mod runner;

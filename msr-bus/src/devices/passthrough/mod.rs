@@ -9,6 +9,7 @@
 //! Each access to a fixed CPU interrupts it. Reads are cached, and writes are spaced: a vCPU that writes too soon waits for its
 //! turn, so that no guest takes a CPU of the host away from others.
 
+#[allow(unsafe_code)]
 mod host_msrs;
 #[cfg(test)]
 mod tests;

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+use nix::unistd::{Whence, lseek};
 
 use super::image::{ZEROS, checksum};
 use super::mapping::open;
@@ -36,19 +37,18 @@ fn next_run(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
     if at >= end {
         return Ok(None);
     }
-    match seek(file, at, libc::SEEK_DATA) {
+    match seek(file, at, Whence::SeekData) {
         Ok(start) if start >= end => Ok(None),
-        Ok(start) => Ok(Some(start..seek(file, start, libc::SEEK_HOLE)?.min(end))),
+        Ok(start) => Ok(Some(start..seek(file, start, Whence::SeekHole)?.min(end))),
         // Nothing but a hole is left (lseek(2)).
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-fn seek(file: &File, at: u64, whence: i32) -> io::Result<u64> {
-    // SAFETY: lseek takes no pointers.
-    let found = unsafe { libc::lseek(file.as_raw_fd(), at.cast_signed(), whence) };
-    u64::try_from(found).map_err(|_| io::Error::last_os_error())
+fn seek(file: &File, at: u64, whence: Whence) -> io::Result<u64> {
+    // What succeeds is not negative.
+    Ok(lseek(file, at.cast_signed(), whence)?.cast_unsigned())
 }
 
 /// Reads the memory of `config` from the file at `path`, and compares it with the checksums at `checksums`, a file whose own
