@@ -69,11 +69,13 @@ demo: qemu kernel build ## Boot Debian's kernel with MSRs answered in userspace
 test: qemu kernel guests rootfs clients readers build ## All tests; those that need KVM run nested where the host's cannot boot Linux
 	$(CARGO) test --workspace --profile $(PROFILE)
 
-soak: qemu guests readers clients build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM, every failing system call, and SNAPSHOTS= snapshots under a write load, Chromium, the CPU templates of FIRECRACKER_TEMPLATES=
+soak: qemu guests readers clients build ## What takes too long for every day: guests stopped at any moment, 32 vCPUs, KILLS= kills of the VMM, HOSTILE_SECONDS= of hostile guests, every failing system call, and SNAPSHOTS= snapshots under a write load, Chromium, the CPU templates of FIRECRACKER_TEMPLATES=
 	@command -v chromium >/dev/null || resources/setup.sh chromium
 	$(CARGO) test -p guest-tests --test trace_readers --profile $(PROFILE) -- --ignored
 	$(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- --ignored
 	$(CARGO) test -p guest-tests --test hostile --profile $(PROFILE) -- --ignored
+	HOSTILE_SECONDS=$(or $(HOSTILE_SECONDS),1800) $(CARGO) test -p guest-tests --test hostile --profile $(PROFILE) -- storm::
+	HOSTILE_SECONDS=$(or $(HOSTILE_SECONDS),600) $(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- life::linux_storm
 	KILLS=$(or $(KILLS),25) $(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- \
 		disk::what_was_fsynced_outlives_a_killed_vmm
 	SNAPSHOTS=$(or $(SNAPSHOTS),25) $(CARGO) test -p guest-tests --test kvm --profile $(PROFILE) -- \

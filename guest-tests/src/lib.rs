@@ -3,6 +3,7 @@
 //! - [`backend`] decides where a KVM test runs: here, or in the [`nested`] outer VM.
 //! - [`failures`] makes system calls of a program fail, one at a time.
 //! - [`guest`] is what a Linux guest of the tests does, step by step, and what it reports.
+//! - [`random`] is chance for hostile guests.
 //! - [`kernel`] and [`assets`] find kernels, modules and executables in either place; [`pack`] takes them there.
 
 pub mod assets;
@@ -14,3 +15,4 @@ pub mod kernel;
 pub mod micro;
 pub mod nested;
 pub mod pack;
+pub mod random;

@@ -42,7 +42,7 @@ pub use check::{CHECK_ARGUMENT, Check};
 pub use complaint::complaint;
 pub(crate) use initrd::DISK_MODULES;
 pub use initrd::{Initrd, InitrdError, MODULES_PATH, ORDER_PATH, PLAN_PATH};
-pub use plan::{End, Plan, Step};
+pub use plan::{End, Plan, RESERVED, Step};
 pub use record::{RECORD_LEN, intact_records, record};
 pub use report::{Answer, Line, Report, ReportError};
 pub use restored::RestoredGuest;

@@ -54,6 +54,10 @@ pub enum End {
     Panic,
 }
 
+/// Where [`Step::Storm`] has its queues and buffers: a physical address and a length. `memmap=` on the kernel's command line
+/// keeps Linux from using it.
+pub const RESERVED: (u64, u32) = (96 << 20, 4 << 20);
+
 /// One thing for the guest to do. What it answers is said with each: an [`Answer`](super::Answer),
 /// which is `Errno` instead where Linux refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +193,14 @@ pub enum Step {
     Spin {
         /// The CPU.
         cpu: u32,
+        /// How long.
+        milliseconds: u64,
+    },
+    /// Access MSRs, ports, device memory and virtio queues at random, from every CPU at once. Needs the module `msr`, no virtio driver,
+    /// and [`RESERVED`] left alone by the kernel. Answers `Values` with how many accesses there were of each kind.
+    Storm {
+        /// Which accesses.
+        seed: u64,
         /// How long.
         milliseconds: u64,
     },

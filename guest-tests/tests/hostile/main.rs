@@ -11,12 +11,14 @@ use libtest_mimic::Arguments;
 mod client;
 mod failures;
 mod sandbox;
+mod storm;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let trials: Vec<_> = failures::trials()
         .into_iter()
         .chain(sandbox::trials())
+        .chain(storm::trials())
         .collect();
     let any = trials.iter().any(|trial| !arguments.is_filtered_out(trial));
     if any && !arguments.list {

@@ -6,6 +6,7 @@ mod disk;
 mod guarded;
 mod msr;
 mod steps;
+mod storm;
 mod traced;
 
 use std::error::Error;

@@ -17,6 +17,7 @@ use crate::check;
 use crate::disk;
 use crate::guarded::Guarded;
 use crate::msr::{self, Msrs};
+use crate::storm;
 use crate::traced;
 
 /// The answer to a step; errors are answers too.
@@ -86,6 +87,9 @@ fn attempt(step: &Step) -> io::Result<Answer> {
             Answer::Done
         }
         Step::Spin { cpu, milliseconds } => spin(*cpu, Duration::from_millis(*milliseconds))?,
+        Step::Storm { seed, milliseconds } => {
+            storm::storm(*seed, Duration::from_millis(*milliseconds))?
+        }
         Step::Mount { kind, at } => {
             init::mount(kind, at)?;
             Answer::Done

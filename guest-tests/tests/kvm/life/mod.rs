@@ -14,6 +14,7 @@ mod hostile;
 mod hostile_snapshot;
 mod kvmclock;
 mod library;
+mod linux_storm;
 mod loading;
 mod ports;
 mod power_button;
@@ -37,6 +38,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         hostile_snapshot::trials(),
         kvmclock::trials(),
         library::trials(),
+        linux_storm::trials(),
         loading::trials(),
         ports::trials(),
         power_button::trials(),
