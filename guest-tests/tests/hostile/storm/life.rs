@@ -26,7 +26,8 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// How many vCPUs there are.
 const CPUS: usize = 2;
 
-const CONFIG: &str = r#"
+/// What every VM has.
+const BASE: &str = r#"
 cpu = { vendor = "GenuineIntel", family = 6, model = 106 }
 vm.entropy = true
 vm.prefault = true
@@ -38,6 +39,31 @@ type = "rapl"
 [[msr.device]]
 type = "scratch"
 msr = "0x3f00"
+"#;
+/// What some have besides: devices that ask the host or KVM for something, and limits of their disk and random numbers.
+const MORE: &str = r#"
+[[msr.device]]
+type = "aperfmperf"
+[[msr.device]]
+type = "thermal"
+[[msr.device]]
+type = "ppin"
+ppin = ["0x1234"]
+[[msr.device]]
+type = "platform"
+base_mhz = 2000
+[[msr.device]]
+type = "forward"
+msrs = ["0xc0000081-0xc0000084", "0x174-0x176"]
+write = "forward"
+[vm.entropy_rate_limiter]
+bandwidth = { size = 65536, refill_time = 10 }
+"#;
+/// What the disk of those has.
+const LIMITS: &str = r#"
+[vm.disk.rate_limiter]
+bandwidth = { size = 1048576, refill_time = 10 }
+ops = { size = 100, refill_time = 10 }
 "#;
 
 const FILTERS: [&str; 4] = [
@@ -62,7 +88,7 @@ pub(super) struct Life {
 /// What was seen of it.
 #[derive(Default)]
 pub(super) struct Lived {
-    pub(super) times: Vec<(&'static str, Duration)>,
+    pub(super) times: Vec<(&'static str, Took)>,
     /// What a client was refused, in words.
     pub(super) refused: Vec<String>,
     pub(super) log_lines: usize,
@@ -78,19 +104,28 @@ pub(super) struct Lived {
     pub(super) end: String,
 }
 
+/// How long an answer took, and how long the VMM's threads waited for a CPU meanwhile, all together.
+#[derive(Clone, Copy)]
+pub(super) struct Took {
+    pub(super) time: Duration,
+    pub(super) waited: Duration,
+}
+
 impl Life {
     pub(super) fn new(seed: u64, ending: Ending, tick: Duration) -> Result<Self, Failed> {
         let mut random = Random::new(seed);
         let guest = Guest::tiny(&mut long::kernel(&mut random, ending)?)?;
-        let config = guest.folder().file("config.toml", CONFIG)?;
         let disk = guest.folder().file("disk", vec![0; 1 << 20])?;
+        let (more, limits) = random.of(&[("", ""), (MORE, LIMITS)]);
+        let disk = format!("[[vm.disk]]\npath = '{}'\n", disk.display());
+        let config = [BASE, more, &disk, limits].concat();
+        let config = guest.folder().file("config.toml", config)?;
         let socket = guest.folder().path("socket");
         let snapshots = guest.folder().path("snapshots");
         fs::create_dir(&snapshots)?;
         let guest = guest
             .option("--cpus", CPUS.to_string())
             .option("--config", config)
-            .option("--disk", disk)
             .option("--control", &socket)
             .option("--sandbox", "on")
             .option("--snapshots", snapshots);
@@ -202,6 +237,7 @@ impl Life {
         params: Value,
         lived: &mut Lived,
     ) -> Result<Result<Value, ExitStatus>, Failed> {
+        let waited = self.waited();
         let begin = Instant::now();
         let answer = match &mut self.connection {
             Some(connection) => connection.call(method, &params),
@@ -209,7 +245,9 @@ impl Life {
         };
         match answer {
             Ok(Ok(value)) => {
-                lived.times.push((method, begin.elapsed()));
+                let time = begin.elapsed();
+                let waited = self.waited().saturating_sub(waited);
+                lived.times.push((method, Took { time, waited }));
                 Ok(Ok(value))
             }
             Ok(Err(words)) => {
@@ -274,6 +312,16 @@ impl Life {
             }
             thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// How long the VMM's threads have waited for a CPU so far, all together (Documentation/scheduler/sched-stats.rst).
+    fn waited(&self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.vmm.id()));
+        let waited = tasks.into_iter().flatten().flatten().filter_map(|task| {
+            let stat = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            stat.split_whitespace().nth(1)?.parse().ok()
+        });
+        Duration::from_nanos(waited.sum())
     }
 
     /// What is resident of the VMM, in KiB.

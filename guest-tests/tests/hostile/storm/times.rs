@@ -18,11 +18,6 @@ impl Times {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-
-    /// How many took longer.
-    pub(super) fn beyond(&self, limit: Duration) -> usize {
-        self.0.iter().filter(|time| **time > limit).count()
-    }
 }
 
 impl fmt::Display for Times {
