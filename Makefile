@@ -30,7 +30,7 @@ export FIRECRACKER_TEMPLATES := $(abspath $(FIRECRACKER_TEMPLATES))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup qemu kernel guests rootfs clients readers build demo test soak bench fuzz fuzz-coverage lint deb deb-test clean
+.PHONY: help setup qemu kernel guests rootfs clients readers build demo test soak bench fuzz fuzz-coverage lint api-changes release reproducible sbom deb deb-test clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -87,8 +87,13 @@ bench: qemu kernel ## All benchmarks
 	$(CARGO) build --workspace --bins --release
 	$(CARGO) bench --workspace
 
+# Subcommands of cargo that are not part of Rust are installed where they are missing.
+.PHONY: cargo-deny cargo-fuzz cargo-semver-checks
+cargo-deny cargo-fuzz cargo-semver-checks:
+	@$(CARGO) $(@:cargo-%=%) --version >/dev/null 2>&1 || $(CARGO) install --locked $@
+
 # What a fuzzer finds worth keeping goes to target/; the committed corpora are read only.
-fuzz: ## Run every fuzzer, or those of TARGETS=, for SECONDS= each; needs cargo-fuzz and the nightly toolchain
+fuzz: cargo-fuzz ## Run every fuzzer, or those of TARGETS=, for SECONDS= each; needs the nightly toolchain
 	@cd fuzz && for target in $(or $(TARGETS),$$(cargo fuzz list --fuzz-dir .)); do \
 		mkdir -p ../target/fuzz/$$target && \
 		nice -n 19 cargo +nightly fuzz run --fuzz-dir . $$target ../target/fuzz/$$target corpus/$$target -- \
@@ -98,32 +103,37 @@ fuzz: ## Run every fuzzer, or those of TARGETS=, for SECONDS= each; needs cargo-
 fuzz-coverage: ## How much of the code under test the inputs of each fuzzer reach, or those of TARGETS=; needs the nightly toolchain
 	@resources/fuzz-coverage.sh $(TARGETS)
 
-lint: ## Formatting, clippy, documentation, licences of the dependencies, oldest Rust, public API, scripts
+lint: cargo-deny ## Formatting, clippy, documentation, licences and known vulnerabilities of the dependencies, oldest Rust, public API, scripts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 	@for crate in msr-filter msr-bus msr-kvm msr-vmm; do \
 		$(CARGO) clippy -p $$crate --no-default-features --lib -- --deny warnings || exit 1; \
 	done
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps
-	@if $(CARGO) deny --version >/dev/null 2>&1; then \
-		$(CARGO) deny check licenses bans sources; \
+	$(CARGO) deny check licenses bans sources
+	@resources/check-advisories.sh
+	@rustup toolchain list | grep --quiet '^$(MSRV)' || rustup toolchain install --profile minimal $(MSRV)
+	CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/msrv $(CARGO) +$(MSRV) check --locked --workspace --all-targets
+	@if tag=$$(git describe --tags --abbrev=0 2>/dev/null); then \
+		$(MAKE) --no-print-directory api-changes BASELINE="$$tag"; \
 	else \
-		echo 'licences and sources of the dependencies are not checked: cargo install --locked cargo-deny'; \
-	fi
-	@if $(CARGO) +$(MSRV) --version >/dev/null 2>&1; then \
-		$(CARGO) +$(MSRV) check --workspace --all-targets; \
-	else \
-		echo 'nothing is built with Rust $(MSRV), the oldest that is promised: rustup toolchain install $(MSRV)'; \
-	fi
-	@if ! $(CARGO) semver-checks --version >/dev/null 2>&1; then \
-		echo 'changes of the public API are not checked: cargo install --locked cargo-semver-checks'; \
-	elif tag=$$(git describe --tags --abbrev=0 2>/dev/null); then \
-		$(CARGO) semver-checks --baseline-rev "$$tag"; \
-	else \
-		echo 'changes of the public API are not checked: no version has a tag yet'; \
+		echo 'no version has a tag yet, so any change of the public API is allowed; make api-changes BASELINE=COMMIT lists them'; \
 	fi
 	@command -v shellcheck >/dev/null || resources/setup.sh shellcheck
 	shellcheck resources/*.sh .ci/run
+
+api-changes: cargo-semver-checks ## What of the libraries' public API breaks those who used it at BASELINE=COMMIT
+	@test -n '$(BASELINE)' || { echo 'api-changes: say BASELINE=COMMIT, or a tag'; exit 2; }
+	$(CARGO) semver-checks --baseline-rev '$(BASELINE)' $(addprefix --package ,msr-filter msr-bus msr-kvm msr-trace msr-vmm)
+
+release: ## Build the release executable: the same bytes wherever it is built
+	@resources/build-release.sh
+
+reproducible: ## Build it twice in different folders and compare
+	@resources/test-reproducible.sh
+
+sbom: ## List what it is made of, crates with versions, licences and checksums, in target/sbom
+	@resources/sbom.sh
 
 deb: ## Make a Debian package of msr-vmm under target/debian: command, man pages, completions, models, profiles
 	@resources/make-deb.sh

@@ -15,6 +15,11 @@ die() {
     exit 1
 }
 
+# copy_sources FOLDER: copies there what git has of the work tree, as it is now.
+copy_sources() {
+    (cd "$root" && git ls-files -z | tar --create --null --files-from=-) | tar --extract --directory "$1"
+}
+
 # Runs a command as root, asking for sudo only where it is needed.
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then

@@ -16,7 +16,8 @@ if ! "$cargo" deb --version >/dev/null 2>&1; then
     quietly "$cargo" install --locked cargo-deb || die "cargo install cargo-deb failed"
 fi
 say "building the command"
-"$cargo" build --release --package msr-vmm --bin msr-vmm
+"$root/resources/build-release.sh"
+"$root/resources/sbom.sh"
 program=$target/$triple/release/msr-vmm
 
 rm -rf "$extra"
@@ -24,6 +25,7 @@ mkdir -p "$extra/man1" "$extra/man5" "$extra/completions"
 "$program" man "$extra/man1"
 mv "$extra"/man1/*.5 "$extra/man5"
 gzip --best --no-name "$extra"/man1/* "$extra"/man5/*
+cp "$target/sbom/msr-vmm.cdx.json" "$extra"
 for shell in bash zsh fish; do
     # By the name that a shell finds it by, and not by this path.
     (exec -a msr-vmm "$program" completions "$shell") >"$extra/completions/$shell"
