@@ -157,16 +157,16 @@ fn port(random: &mut Random) {
             4 => asm!("out dx, ax", in("dx") port, in("eax") value, options(nomem, nostack)),
             5 => asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)),
             6 => {
-                asm!("rep insb", in("dx") port, inout("rcx") count => _, inout("rdi") buffer.as_mut_ptr() => _, options(nostack))
+                asm!("rep insb", in("dx") port, inout("rcx") count => _, inout("rdi") buffer.as_mut_ptr() => _, options(nostack));
             }
             7 => {
-                asm!("rep insd", in("dx") port, inout("rcx") count => _, inout("rdi") buffer.as_mut_ptr() => _, options(nostack))
+                asm!("rep insd", in("dx") port, inout("rcx") count => _, inout("rdi") buffer.as_mut_ptr() => _, options(nostack));
             }
             8 => {
-                asm!("rep outsb", in("dx") port, inout("rcx") count => _, inout("rsi") buffer.as_ptr() => _, options(nostack))
+                asm!("rep outsb", in("dx") port, inout("rcx") count => _, inout("rsi") buffer.as_ptr() => _, options(nostack));
             }
             _ => {
-                asm!("rep outsw", in("dx") port, inout("rcx") count => _, inout("rsi") buffer.as_ptr() => _, options(nostack))
+                asm!("rep outsw", in("dx") port, inout("rcx") count => _, inout("rsi") buffer.as_ptr() => _, options(nostack));
             }
         }
     }
@@ -210,7 +210,7 @@ impl Memory {
                 4 => asm!("mov byte ptr [{1}], {0:l}", in(reg) value, in(reg) at, options(nostack)),
                 5 => asm!("mov word ptr [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack)),
                 6 => {
-                    asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack))
+                    asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack));
                 }
                 _ => asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) at, options(nostack)),
             }

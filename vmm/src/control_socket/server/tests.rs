@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -238,19 +239,14 @@ fn those_who_wait_are_told_at_the_end_and_may_go_before() {
     assert!(!server.path.exists());
 }
 
-/// A socket that nobody has made listen, for which accept(2) fails each time, and epoll tells of something each time, as of a
-/// client that the host has no room for.
+/// A socket that does not listen, for which accept(2) fails each time, and whose other end is gone, of which epoll tells each time, as of
+/// a client that the host has no room for.
 #[test]
 fn a_client_that_cannot_be_let_in_is_looked_for_again_after_a_while_and_not_all_the_time() {
-    use std::os::fd::FromRawFd;
-
     let path = std::env::temp_dir().join(format!("server.no-room.{}", std::process::id()));
     let mut socket = ControlSocket::bind(&path).unwrap();
-    // SAFETY: socket(2) takes no pointers.
-    let deaf = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0) };
-    assert!(deaf >= 0);
-    // SAFETY: the descriptor was just made, and nobody else has it.
-    let deaf = unsafe { std::os::unix::net::UnixListener::from_raw_fd(deaf) };
+    let (deaf, _) = UnixStream::pair().unwrap();
+    let deaf = UnixListener::from(OwnedFd::from(deaf));
     let listening = std::mem::replace(&mut socket.listener, deaf);
     let server = Rc::new(RefCell::new(Server::new(socket, Counter(0))));
     let mut events = EventManager::new().unwrap();
