@@ -319,7 +319,7 @@ impl Life {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.vmm.id()));
         let waited = tasks.into_iter().flatten().flatten().filter_map(|task| {
             let stat = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            stat.split_whitespace().nth(1)?.parse().ok()
+            stat.split_whitespace().nth(1)?.parse::<u64>().ok()
         });
         Duration::from_nanos(waited.sum())
     }
