@@ -225,6 +225,16 @@ pub enum Step {
         /// How many.
         count: usize,
     },
+    /// Read the first bytes of a disk past the page cache, `piece` after `piece`, or random numbers from `/dev/hwrng`. Answers `Value`, the
+    /// nanoseconds that it took.
+    TimeReads {
+        /// The device file.
+        path: String,
+        /// How many bytes at once; for a disk a multiple of 4096.
+        piece: usize,
+        /// How often.
+        times: usize,
+    },
     /// Read the last block of a disk, past the page cache, until that fails. Answers `Errno`.
     ReadLastBlockUntilError {
         /// The disk's device file.

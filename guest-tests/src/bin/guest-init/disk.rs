@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,16 +19,21 @@ const BLOCK: usize = 4096;
 
 /// Mounts an ext4 file system for writing, or for reading only where its disk is.
 pub(crate) fn mount(disk: &str, at: &str) -> io::Result<()> {
-    let begin = Instant::now();
-    while !Path::new(disk).exists() && begin.elapsed() < TIMEOUT {
-        thread::sleep(Duration::from_millis(10));
-    }
+    await_disk(disk);
     fs::create_dir_all(at)?;
     match init::mount_from(disk, at, "ext4", 0) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EROFS)) => {
             init::mount_from(disk, at, "ext4", libc::MS_RDONLY)
         }
         mounted => mounted,
+    }
+}
+
+/// Waits until a disk is there, or until none will be.
+fn await_disk(disk: &str) {
+    let begin = Instant::now();
+    while !Path::new(disk).exists() && begin.elapsed() < TIMEOUT {
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -40,6 +45,24 @@ pub(crate) fn read_last_block(disk: &str) -> io::Error {
         }
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Reads pieces from a device's start on, past the page cache where it is a disk, and tells how long that took.
+pub(crate) fn time_reads(path: &str, piece: usize, times: usize) -> io::Result<Duration> {
+    await_disk(path);
+    let is_disk = fs::metadata(path)?.file_type().is_block_device();
+    let direct = if is_disk { libc::O_DIRECT } else { 0 };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(direct)
+        .open(path)?;
+    let mut room = vec![0; piece + BLOCK];
+    let aligned = room.as_ptr().align_offset(BLOCK);
+    let begin = Instant::now();
+    for _ in 0..times {
+        file.read_exact(&mut room[aligned..aligned + piece])?;
+    }
+    Ok(begin.elapsed())
 }
 
 fn direct_read(disk: &str) -> io::Result<()> {

@@ -103,6 +103,10 @@ fn attempt(step: &Step) -> io::Result<Answer> {
             fs::File::open(path)?.read_exact(&mut bytes)?;
             Answer::Text(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
         }
+        Step::TimeReads { path, piece, times } => {
+            let took = disk::time_reads(path, *piece, *times)?;
+            Answer::Value(took.as_nanos() as u64)
+        }
         Step::ReadLastBlockUntilError { disk } => return Err(disk::read_last_block(disk)),
         Step::WriteRecords { directory } => return Err(disk::write_records(Path::new(directory))),
         Step::StartChecks { checks } => {

@@ -6,7 +6,9 @@ mod faults;
 mod kick;
 mod kill;
 mod pause;
+mod rate_limit;
 mod snapshot;
+mod stalled;
 
 use libtest_mimic::Trial;
 
@@ -14,7 +16,7 @@ use crate::Test;
 
 /// This module's tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, Test); 6] = [
+    let tests: [(&str, Test); 8] = [
         (
             "disk::debian_takes_a_login_and_keeps_what_was_written",
             debian::keeps_what_was_written,
@@ -30,6 +32,14 @@ pub(crate) fn trials() -> Vec<Trial> {
         (
             "disk::a_guest_with_a_disk_is_carried_on_by_another_process",
             snapshot::a_guest_is_carried_on_by_another_process,
+        ),
+        (
+            "disk::a_stalled_disk_holds_up_neither_pause_nor_snapshot_nor_stop",
+            stalled::a_stalled_disk_holds_up_neither_pause_nor_snapshot_nor_stop,
+        ),
+        (
+            "disk::a_limited_disk_and_limited_random_numbers_take_their_time_and_hold_up_no_pause",
+            rate_limit::a_limited_disk_and_limited_random_numbers_take_their_time,
         ),
         (
             "disk::a_truncated_image_is_an_io_error_that_the_guest_outlives",

@@ -77,13 +77,13 @@ fn up(guest: Guest, folder: &Folder) -> Result<(RunningGuest, std::path::PathBuf
     Ok((running, folder.path("socket")))
 }
 
-pub(super) fn ctl(socket: &Path, arguments: &[&str]) -> Result<Output, Failed> {
+pub(crate) fn ctl(socket: &Path, arguments: &[&str]) -> Result<Output, Failed> {
     let mut command = Command::new(assets::msr_vmm()?);
     Ok(command.arg("ctl").arg(socket).args(arguments).output()?)
 }
 
 /// What a command prints that succeeds.
-pub(super) fn said(socket: &Path, arguments: &[&str]) -> Result<String, Failed> {
+pub(crate) fn said(socket: &Path, arguments: &[&str]) -> Result<String, Failed> {
     let output = ctl(socket, arguments)?;
     if !output.status.success() {
         return Err(format!("ctl {arguments:?}: {output:?}").into());
@@ -96,7 +96,7 @@ pub(super) fn json(socket: &Path, arguments: &[&str]) -> Result<Value, Failed> {
     Ok(serde_json::from_str(&said(socket, &arguments)?)?)
 }
 
-pub(super) fn ensure(holds: bool, what: impl std::fmt::Debug) -> Result<(), Failed> {
+pub(crate) fn ensure(holds: bool, what: impl std::fmt::Debug) -> Result<(), Failed> {
     if holds {
         Ok(())
     } else {

@@ -5,7 +5,7 @@ use guest_tests::guest::{Guest, TinyKernel};
 use libtest_mimic::{Failed, Trial};
 
 mod console;
-mod control;
+pub(crate) mod control;
 mod control_debian;
 mod control_trace;
 mod faults;
