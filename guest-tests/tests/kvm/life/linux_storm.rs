@@ -125,10 +125,12 @@ fn a_root_that_does_its_worst_hurts_nobody_but_itself() -> Result<(), Failed> {
     let Some(Answer::Values(counts)) = report.answer(2) else {
         return Err(format!("{:?}", report.answer(2)).into());
     };
+    // Not what it was asked of its vCPUs while the guest was silent.
+    let log = || outcome.stderr.lines().filter(|line| line.starts_with('['));
     println!(
         "accesses by kind (MSR reads and writes, ports, device memory, queues): {counts:?}; \
          {asked} answers, the longest after {longest:?}; saved {saved} times; {} lines of log",
-        outcome.stderr.lines().count()
+        log().count()
     );
     ensure(
         counts.len() == 5 && counts.iter().all(|(_, count)| *count > 0),
@@ -136,5 +138,5 @@ fn a_root_that_does_its_worst_hurts_nobody_but_itself() -> Result<(), Failed> {
     )?;
     ensure(asked > 0 && saved > 0, (asked, saved))?;
     ensure(report.value(3) == Some(VALUE), report.answer(3))?;
-    ensure(outcome.stderr.lines().count() <= LOG_LIMIT, &outcome.stderr)
+    ensure(log().count() <= LOG_LIMIT, &outcome.stderr)
 }
