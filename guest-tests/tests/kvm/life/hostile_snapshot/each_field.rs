@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -270,6 +271,12 @@ fn by_the_program(saved: &Saved, text: &str, change: &Change) -> Result<(), Fail
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
+    // A pipe may hold less than what is said of a long text.
+    let mut stderr = child.stderr.take().ok_or("no pipe")?;
+    let reader = thread::spawn(move || {
+        let mut said = Vec::new();
+        stderr.read_to_end(&mut said).map(|_| said)
+    });
     let begin = Instant::now();
     while child.try_wait()?.is_none() {
         // It answers once the guest runs. One that has ended in between is seen above.
@@ -282,21 +289,21 @@ fn by_the_program(saved: &Saved, text: &str, change: &Change) -> Result<(), Fail
         }
         thread::sleep(Duration::from_millis(2));
     }
-    let output = child.wait_with_output()?;
+    let status = child.wait()?;
+    let said = reader.join().map_err(|_| "the reader panicked")??;
     // The sandbox keeps a VMM that got that far from removing its socket.
     let _ = std::fs::remove_file(&socket);
-    let said = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&said);
     // What the guest of a changed state does first may be to write to the console, to fault or to switch itself off.
-    let in_order = matches!(output.status.code(), Some(0..=2));
-    let told_why =
-        output.status.success() || said.starts_with("msr-vmm: ") || said.contains("ERROR");
+    let in_order = matches!(status.code(), Some(0..=2));
+    let told_why = status.success() || said.starts_with("msr-vmm: ") || said.contains("ERROR");
     let faulted = said.contains("vCPU");
     if !in_order
         || !told_why
         || said.contains("panicked")
         || (said.lines().count() > 1 && !faulted && !is_quoted_at_length(change))
     {
-        return Err(format!("{}: {}: {said}", change.what, output.status).into());
+        return Err(format!("{}: {}: {said}", change.what, status).into());
     }
     Ok(())
 }
