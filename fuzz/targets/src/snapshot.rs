@@ -1,6 +1,6 @@
 //! Snapshots whose state anybody has written, as far as they go without KVM.
 //!
-//! The input is a file, a body that is given a right header, or changes of a small VM's state ([`changes`]), whose header is
+//! The input is a file, a body that is given a right header, or changes of a small VM's state (`changes`), whose header is
 //! made right too, so that what comes after the checksum is reached. A state is refused, or all of it is used as `restore`
 //! uses it: its memory is verified and mapped, its disks are compared, its configuration becomes a plan whose devices take their
 //! keys and states, and the virtio devices and the console take theirs. A state that is read with a bit changed, or as another
