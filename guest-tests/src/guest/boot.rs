@@ -332,6 +332,11 @@ impl RunningGuest {
         self.console.so_far()
     }
 
+    /// What `msr-vmm` has said itself so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.so_far()
+    }
+
     /// Kills `msr-vmm` as `kill -9` does, and returns the console once the process is gone.
     pub fn kill(mut self) -> io::Result<String> {
         self.child.kill()?;

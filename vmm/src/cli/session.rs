@@ -49,7 +49,7 @@ pub(crate) fn block_signals() -> io::Result<SignalFd> {
 }
 
 /// Does `work`, while a signal that [`block_signals`] blocked still ends the process, as it does one that has no event
-/// loop yet. A kernel may take seconds to load, and a disk on a network longer to open.
+/// loop yet, and SIGUSR1 is answered. A kernel may take seconds to load, and a disk on a network longer to open.
 pub(crate) fn interruptible<T>(signals: &SignalFd, work: impl FnOnce() -> T) -> io::Result<T> {
     let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
     thread::scope(|scope| {
@@ -59,13 +59,22 @@ pub(crate) fn interruptible<T>(signals: &SignalFd, work: impl FnOnce() -> T) -> 
         watcher.spawn_scoped(scope, move || {
             let mut events =
                 [signals.as_fd(), done_fd].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            while poll(&mut events, PollTimeout::NONE) == Err(Errno::EINTR) {}
-            if let Ok(Some(info)) = signals.read_signal()
-                && let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed())
-            {
-                // Unblocked in this thread and with no handler, it does what it does to any process.
-                let _ = SigSet::from(signal).thread_unblock();
-                let _ = raise(signal);
+            loop {
+                while poll(&mut events, PollTimeout::NONE) == Err(Errno::EINTR) {}
+                let Ok(Some(info)) = signals.read_signal() else {
+                    return;
+                };
+                match Signal::try_from(info.ssi_signo.cast_signed()) {
+                    Ok(Signal::SIGUSR1) => {
+                        tell("msr-vmm: the VM is being built: no vCPU runs yet\n");
+                    }
+                    Ok(signal) => {
+                        // Unblocked in this thread and with no handler, it does what it does to any process.
+                        let _ = SigSet::from(signal).thread_unblock();
+                        let _ = raise(signal);
+                    }
+                    Err(_) => {}
+                }
             }
         })?;
         let result = work();

@@ -67,6 +67,16 @@ fn a_signal_ends_what_still_opens_its_kernel() -> Result<(), Failed> {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+        // Who asks what the vCPUs do is told that there are none, as often as they ask.
+        for asked in 1..=2 {
+            kill(running.pid(), libc::SIGUSR1)?;
+            while running.stderr().matches("no vCPU runs yet").count() < asked {
+                if start.elapsed() > longest / 2 {
+                    return Err(format!("no answer to SIGUSR1: {}", running.stderr()).into());
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         kill(running.pid(), signal)?;
         let outcome = running.wait()?;
         if outcome.status.signal() != Some(signal) {
