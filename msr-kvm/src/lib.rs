@@ -43,7 +43,7 @@ pub use clock::HostClock;
 #[cfg(feature = "config")]
 pub use config::MsrConfig;
 pub use exit::{Answered, MsrExit, complete};
-pub use host::host_cpu;
+pub use host::{cpuid, host_cpu};
 pub use initial::{InitialMsr, OnRefusal, RefusedMsr, RefusedMsrs};
 pub use internal_error::InternalError;
 pub use layers::{FilterLayer, Layer, LostRule};

@@ -1,7 +1,5 @@
 //! The CPU that a configuration asks for.
 
-use std::arch::x86_64::__cpuid;
-
 use msr_bus::{CpuIdentity, CpuVendor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -195,9 +193,9 @@ impl CpuModel {
     ///
     /// [`CpuModelError`], for what cannot be shown on this host.
     pub fn cpu_identity(&self) -> Result<CpuIdentity, CpuModelError> {
-        let leaf = __cpuid(0);
+        let leaf = msr_kvm::cpuid(0);
         let host = Vendor::from_registers(leaf.ebx, leaf.edx, leaf.ecx);
-        let identity = self.identity(host, Signature::decode(__cpuid(1).eax))?;
+        let identity = self.identity(host, Signature::decode(msr_kvm::cpuid(1).eax))?;
         Ok(CpuIdentity {
             vendor: if identity.vendor.is_amd() {
                 CpuVendor::Amd
