@@ -2,8 +2,8 @@
 # Writes what the release executable is made of, crates with their versions, licences and checksums, to
 # target/sbom/msr-vmm.cdx.json, in the format CycloneDX.
 #
-# cargo-cyclonedx is the CycloneDX project's own. It reads cargo's view of the dependencies, so it lists what the features of the
-# executable pull in for its target and no crates that only tests need.
+# cargo-cyclonedx is the CycloneDX project's own. It lists no crates that only tests or builds need, but those of features that
+# other members of the workspace switch on.
 set -euo pipefail
 # shellcheck source=resources/lib.sh
 . "$(dirname "$0")/lib.sh"

@@ -3,7 +3,7 @@
 //! - [`backend`] decides where a KVM test runs: here, or in the [`nested`] outer VM.
 //! - [`failures`] makes system calls of a program fail, one at a time.
 //! - [`guest`] is what a Linux guest of the tests does, step by step, and what it reports.
-//! - [`random`] is chance for hostile guests.
+//! - [`random`] is chance for hostile guests, and [`settings`] what a person sets for a test.
 //! - [`kernel`] and [`assets`] find kernels, modules and executables in either place; [`pack`] takes them there.
 
 pub mod assets;
@@ -16,3 +16,4 @@ pub mod micro;
 pub mod nested;
 pub mod pack;
 pub mod random;
+pub mod settings;

@@ -186,13 +186,11 @@ impl Machine<'_> {
         let vm = built.map_err(failure)?;
         warn(&self.loaded, vm.msr_plan());
         let terminal = session::open_terminal().map_err(Failure::fault)?;
-        if let Some(trace) = &mut trace {
-            trace.prepare(&vm)?;
-        }
+        let header = trace.as_mut().map(|trace| trace.prepare(&vm)).transpose()?;
         let scenarios = watches.map(|watches| PreparedScenarios::new(watches, scenarios));
         confined.leave_host()?;
-        if let Some(trace) = &mut trace {
-            trace.start(&confined.filters)?;
+        if let (Some(trace), Some(header)) = (&mut trace, &header) {
+            trace.start(header, &confined.filters)?;
         }
         let vm = vm.start().map_err(failure)?;
         confined.filters.enter(Role::Main);

@@ -229,6 +229,9 @@ impl Sandbox {
         Ok(())
     }
 
+    /// The C library's allocator is told to keep to what needs no files, for the whole process: threads that start later share one arena of the
+    /// GNU C library's.
+    ///
     /// The filters for [`VmBuilder::thread_filters`](crate::VmBuilder::thread_filters), compiled. Where the kernel has no
     /// seccomp they drop the threads' capabilities only.
     ///

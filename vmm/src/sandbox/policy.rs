@@ -370,13 +370,10 @@ impl ThreadPolicy {
         let requests = self
             .allowed
             .iter_mut()
-            .filter(|allowed| allowed.call == call);
-        let requests = requests
-            .filter_map(|allowed| match &mut allowed.condition {
-                Condition::Requests(requests) => Some(requests),
+            .find_map(|allowed| match &mut allowed.condition {
+                Condition::Requests(requests) if allowed.call == call => Some(requests),
                 _ => None,
-            })
-            .next();
+            });
         match requests {
             Some(requests) if requests.contains(&request) => {}
             Some(requests) => requests.push(request),

@@ -277,6 +277,11 @@ pub(super) fn any_port(random: &mut Random) -> u16 {
 
 fn port(code: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
     value(code, random)?;
+    access_port(code, random)
+}
+
+/// An access of any width to any port, with what is in RAX.
+pub(super) fn access_port(code: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
     code.mov(dx, u32::from(any_port(random)))?;
     match random.below(6) {
         0 => code.in_(al, dx),

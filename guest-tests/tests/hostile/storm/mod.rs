@@ -10,11 +10,11 @@
 //! `HOSTILE_SECONDS=` says how long it takes all together, and `SEED=` which guests they are.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::fmt;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use guest_tests::random::Random;
+use guest_tests::settings;
 use libtest_mimic::{Failed, Trial};
 
 mod host;
@@ -52,19 +52,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     )]
 }
 
-fn number(variable: &str) -> Result<Option<u64>, Failed> {
-    match env::var(variable) {
-        Ok(text) if !text.is_empty() => Ok(Some(text.parse()?)),
-        _ => Ok(None),
-    }
-}
-
 fn storm() -> Result<(), Failed> {
-    let seconds = number("HOSTILE_SECONDS")?.unwrap_or(SHORT);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
-    let first = number("SEED")?.unwrap_or(now);
-    println!("SEED={first}");
-    let mut seeds = Random::new(first);
+    let seconds = settings::number("HOSTILE_SECONDS")?.unwrap_or(SHORT);
+    let mut seeds = Random::new(settings::seed()?);
     let all = Duration::from_secs(seconds);
     let tick = if seconds < LONG {
         Duration::from_millis(100)

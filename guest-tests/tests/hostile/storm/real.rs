@@ -4,7 +4,7 @@ use guest_tests::random::Random;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::long::{SHARED, any_port};
+use super::long::{SHARED, access_port, any_port};
 
 /// Where it runs: a page's number is SIPI's vector.
 pub(super) const ADDRESS: u32 = 0x2_0000;
@@ -90,17 +90,7 @@ fn access(code: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError
             code.mov(eax, random.next() as u32)?;
             code.mov(dword_ptr(di), eax)
         }
-        4 => {
-            code.mov(dx, u32::from(any_port(random)))?;
-            match random.below(6) {
-                0 => code.in_(al, dx),
-                1 => code.in_(ax, dx),
-                2 => code.in_(eax, dx),
-                3 => code.out(dx, al),
-                4 => code.out(dx, ax),
-                _ => code.out(dx, eax),
-            }
-        }
+        4 => access_port(code, random),
         _ => {
             code.mov(dx, u32::from(any_port(random)))?;
             code.mov(cx, random.of(&[0u32, 1, 9, 1000]))?;

@@ -1,10 +1,10 @@
 //! A VMM killed in the middle of a write load loses nothing that the guest was told is on the disk.
 
-use std::env;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use guest_tests::guest::{Folder, Guest};
+use guest_tests::settings;
 use libtest_mimic::Failed;
 
 use super::ext4;
@@ -17,12 +17,8 @@ const MOST_RECORDS: u64 = 16;
 const LONGEST: u64 = 500;
 
 pub(super) fn what_was_fsynced_outlives_a_killed_vmm() -> Result<(), Failed> {
-    let kills = from_environment("KILLS")?.map_or(Ok(KILLS), u32::try_from)?;
-    let seed = match from_environment("SEED")? {
-        Some(seed) => seed,
-        None => u64::from(SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos()),
-    };
-    println!("SEED={seed}");
+    let kills = settings::number("KILLS")?.map_or(Ok(KILLS), u32::try_from)?;
+    let seed = settings::seed()?;
     let folder = Folder::new()?;
     let image = ext4::make(&folder)?;
     let begin = Instant::now();
@@ -59,14 +55,4 @@ pub(super) fn what_was_fsynced_outlives_a_killed_vmm() -> Result<(), Failed> {
 
 fn number(console: &str, word: &str) -> Result<u64, String> {
     ext4::last_number(console, word).ok_or_else(|| format!("no `{word} N`: {console}"))
-}
-
-pub(super) fn from_environment(name: &str) -> Result<Option<u64>, Failed> {
-    match env::var(name) {
-        Ok(value) => match value.parse() {
-            Ok(value) => Ok(Some(value)),
-            Err(error) => Err(format!("{name}={value}: {error}").into()),
-        },
-        Err(_) => Ok(None),
-    }
 }

@@ -8,16 +8,17 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use guest_tests::guest::{Check, Folder, Guest, Plan, RestoredGuest, Step, complaint};
+use guest_tests::settings;
 use libtest_mimic::Failed;
 use msr_vmm::AnsweredBy;
 use msr_vmm::control_socket::{
     Client, Method, MsrParams, MsrResult, SnapshotParams, SnapshotResult,
 };
 
-use super::{ext4, kill};
+use super::ext4;
 
 /// How often the guest is saved and killed unless the environment variable `SNAPSHOTS` says.
 const SNAPSHOTS: u64 = 4;
@@ -180,12 +181,8 @@ impl Process {
 }
 
 pub(super) fn a_guest_is_carried_on_by_another_process() -> Result<(), Failed> {
-    let rounds = kill::from_environment("SNAPSHOTS")?.unwrap_or(SNAPSHOTS);
-    let seed = match kill::from_environment("SEED")? {
-        Some(seed) => seed,
-        None => u64::from(SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos()),
-    };
-    println!("SEED={seed}");
+    let rounds = settings::number("SNAPSHOTS")?.unwrap_or(SNAPSHOTS);
+    let seed = settings::seed()?;
     let folder = Folder::new()?;
     let image = ext4::make(&folder)?;
     let snapshots = folder.path("snapshots");
@@ -217,7 +214,7 @@ pub(super) fn a_guest_is_carried_on_by_another_process() -> Result<(), Failed> {
     let mut longest = Duration::ZERO;
     for round in 0..rounds {
         // Knuth's multiplicative hash: the same moments for the same seed.
-        let moment = (seed + round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let moment = seed.wrapping_add(round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         thread::sleep(Duration::from_millis(moment % LONGEST));
         let snapshot = snapshots.join(round.to_string());
         let mut client = Client::connect(&socket(round))?;

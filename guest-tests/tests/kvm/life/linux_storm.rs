@@ -2,12 +2,12 @@
 //!
 //! `HOSTILE_SECONDS=` says how long, and `SEED=` what it does.
 
-use std::env;
 use std::fs;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use guest_tests::guest::{Answer, End, Guest, Plan, RESERVED, Step};
 use guest_tests::random::Random;
+use guest_tests::settings;
 use libtest_mimic::{Failed, Trial};
 use msr_vmm::control_socket::{Client, FilterText, Method, SnapshotParams};
 use msr_vmm::snapshot::Snapshot;
@@ -45,18 +45,9 @@ const FILTERS: [&str; 2] = [
     "[[rule]]\nmsrs = [\"0x600-0x6ff\", \"0xc0010000-0xc0011fff\"]\naccess = \"rw\"\nverdict = \"deny\"",
 ];
 
-fn number(variable: &str) -> Result<Option<u64>, Failed> {
-    match env::var(variable) {
-        Ok(text) if !text.is_empty() => Ok(Some(text.parse()?)),
-        _ => Ok(None),
-    }
-}
-
 fn a_root_that_does_its_worst_hurts_nobody_but_itself() -> Result<(), Failed> {
-    let seconds = number("HOSTILE_SECONDS")?.unwrap_or(SHORT);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
-    let seed = number("SEED")?.unwrap_or(now);
-    println!("SEED={seed}");
+    let seconds = settings::number("HOSTILE_SECONDS")?.unwrap_or(SHORT);
+    let seed = settings::seed()?;
     let plan = Plan::new([
         Step::load_module("msr"),
         Step::write_msr(0, MARK, VALUE),

@@ -1,11 +1,11 @@
 //! Debian's kernel is saved, killed and carried on by another process while it boots, again and again, at random moments.
 
-use std::env;
 use std::fs;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use guest_tests::guest::{Folder, Guest, Plan, RestoredGuest, RunningGuest, Step, complaint};
+use guest_tests::settings;
 use libtest_mimic::{Failed, Trial};
 use msr_vmm::control_socket::{Client, Method, SnapshotParams};
 
@@ -35,26 +35,18 @@ struct Moments(u64);
 
 impl Moments {
     fn new() -> Result<Self, Failed> {
-        let seed = match env::var("SEED") {
-            Ok(seed) => seed.parse()?,
-            Err(_) => u64::from(SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos()),
-        };
-        println!("SEED={seed}");
-        Ok(Self(seed))
+        Ok(Self(settings::seed()?))
     }
 
     fn next(&mut self) -> Duration {
-        self.0 += 1;
+        self.0 = self.0.wrapping_add(1);
         let random = self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         Duration::from_millis(random % LONGEST)
     }
 }
 
 fn debian_boots_from_process_to_process() -> Result<(), Failed> {
-    let snapshots = match env::var("SNAPSHOTS") {
-        Ok(snapshots) => snapshots.parse()?,
-        Err(_) => SNAPSHOTS,
-    };
+    let snapshots = settings::number("SNAPSHOTS")?.unwrap_or(SNAPSHOTS);
     let mut moments = Moments::new()?;
     let (mut boots, mut done) = (0, 0);
     while done < snapshots {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use guest_tests::micro::{MicroVm, Op, Run};
+use guest_tests::settings;
 use kvm_ioctls::MsrExitReason;
 use libtest_mimic::Trial;
 use msr_bus::{ExitReason, GeneralProtection, MsrAccess, MsrBus, MsrDevice, MsrRange};
@@ -122,8 +123,8 @@ fn check(ops: &[Op], run: &Run, filter: &MsrFilter) -> Result<usize, String> {
 }
 
 fn kvm_decides_as_msr_filter_says() -> Outcome {
-    let (mut random, seed) = Random::seeded();
-    println!("differential: SEED={seed}");
+    let seed = settings::seed()?;
+    let mut random = Random::new(seed);
     let mut vm = MicroVm::long_mode()
         .exits(MsrExitReason::Filter)
         .bus(MsrBus::builder().device(Arc::new(Everything)).build()?)

@@ -1,23 +1,13 @@
 //! Random rules and accesses, reproducible by their seed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use msr_bus::SplitMix64;
 use msr_filter::{Access, FilterSpec, MsrFilter, MsrRange, Rule, Verdict};
 
 pub(super) struct Random(SplitMix64);
 
 impl Random {
-    /// Starts from `SEED`, or from the time where that is not set; returns the seed too.
-    pub(super) fn seeded() -> (Self, u64) {
-        let seed = match std::env::var("SEED") {
-            Ok(text) => text.parse().expect("SEED is a number"),
-            Err(_) => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH);
-                now.map_or(0, |time| time.as_nanos() as u64)
-            }
-        };
-        (Self(SplitMix64(seed)), seed)
+    pub(super) fn new(seed: u64) -> Self {
+        Self(SplitMix64(seed))
     }
 
     pub(super) fn next(&mut self) -> u64 {

@@ -41,8 +41,6 @@ pub(crate) struct RunTrace {
     topology: Topology,
     recorder: Arc<Recorder>,
     observer: Arc<TraceObserver>,
-    /// What the file begins with, once the VM is known.
-    header: Option<Header>,
     from_kernel: Option<KernelTrace<ToRecorder>>,
     recording: Option<Recording>,
 }
@@ -82,7 +80,6 @@ impl RunTrace {
             topology,
             observer: Arc::new(TraceObserver::new(recorder.clone())),
             recorder,
-            header: None,
             from_kernel: None,
             recording: None,
         })
@@ -111,9 +108,8 @@ impl RunTrace {
             .at_stop(move |cpu| observer.look_at_lstar(cpu))
     }
 
-    /// Reads what only the host's files tell. Belongs before the process leaves them.
-    pub(crate) fn prepare(&mut self, vm: &Vm) -> Result<(), Failure> {
-        self.header = Some(self.header_for(vm));
+    /// Reads what only the host's files tell, and gives what the trace begins with. Belongs before the process leaves them.
+    pub(crate) fn prepare(&mut self, vm: &Vm) -> Result<Header, Failure> {
         let kernel = self.kernel.then(|| {
             let numbers = (0..self.topology.vcpus()).map(|id| apic_id(&self.topology, VcpuId(id)));
             let sink = ToRecorder(self.recorder.clone());
@@ -123,14 +119,15 @@ impl RunTrace {
             .transpose()
             .map_err(|error| Failure::fault(format!("--trace-kernel: {error}")))?;
         self.from_kernel = kernel;
-        Ok(())
+        Ok(self.header(vm))
     }
 
     /// Begins to record, by a thread that enters its filter first. Belongs before the first vCPU runs.
-    pub(crate) fn start(&mut self, filters: &ThreadFilters) -> Result<(), Failure> {
-        let Some(header) = &self.header else {
-            return Ok(());
-        };
+    pub(crate) fn start(
+        &mut self,
+        header: &Header,
+        filters: &ThreadFilters,
+    ) -> Result<(), Failure> {
         let cannot = |error| Failure::fault(format!("--trace {}: {error}", self.path.display()));
         let file = self.file.try_clone().map_err(cannot)?;
         let filters = filters.clone();
@@ -141,7 +138,7 @@ impl RunTrace {
         Ok(())
     }
 
-    fn header_for(&self, vm: &Vm) -> Header {
+    fn header(&self, vm: &Vm) -> Header {
         let mut header = header(self.topology.vcpus(), Some(vm.msr_plan()));
         header.topology = format!("{:?}", self.topology);
         header.config.clone_from(&self.config);

@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use guest_tests::assets;
+use guest_tests::{assets, settings};
 use libtest_mimic::Failed;
 use msr_vmm::control_socket::{Client, Method};
 use msr_vmm::snapshot::Snapshot;
@@ -73,14 +73,14 @@ fn changes(limits: Option<(usize, usize)>) -> Result<(), Failed> {
     let (most, most_built) = limits.unwrap_or((total, total));
     // Spread evenly, from another start each time.
     let step = total.div_ceil(most.max(1)).max(1);
-    let seed = match std::env::var("SEED") {
-        Ok(seed) => seed.parse()?,
-        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos() as usize,
-    };
-    println!("SEED={seed}");
-    let mut tried: Vec<Change> = all.into_iter().skip(seed % step).step_by(step).collect();
+    let seed = settings::seed()?;
+    let mut tried: Vec<Change> = all
+        .into_iter()
+        .skip(seed as usize % step)
+        .step_by(step)
+        .collect();
     // So that those for which a VM is built are from all of the state.
-    shuffle(&mut tried, seed as u64);
+    shuffle(&mut tried, seed);
     let count = tried.len();
     let trials = Trials {
         changes: tried,
