@@ -1,6 +1,6 @@
 //! The host's CPU, as a guest sees it that is shown no other.
 
-use std::arch::x86_64::{__cpuid, CpuidResult};
+use std::arch::x86_64::{__cpuid_count, CpuidResult};
 
 use msr_bus::{CpuIdentity, CpuVendor};
 
@@ -8,19 +8,19 @@ use msr_bus::{CpuIdentity, CpuVendor};
 /// CPUID is the host's. A vendor other than Intel counts as AMD where it is Hygon, which took AMD's MSRs over, and as
 /// Intel otherwise.
 pub fn host_cpu() -> CpuIdentity {
-    let leaf = cpuid(0);
+    let leaf = cpuid(0, 0);
     CpuIdentity {
         vendor: vendor([leaf.ebx, leaf.edx, leaf.ecx]),
-        signature: cpuid(1).eax,
+        signature: cpuid(1, 0).eax,
     }
 }
 
-/// A leaf of this program's CPU.
+/// A leaf and subleaf of this program's CPU.
 // A safe function from Rust 1.94 on; the oldest that is promised is older.
 #[allow(unused_unsafe)]
-pub fn cpuid(leaf: u32) -> CpuidResult {
+pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     // SAFETY: every CPU of x86-64 has the instruction.
-    unsafe { __cpuid(leaf) }
+    unsafe { __cpuid_count(leaf, subleaf) }
 }
 
 /// The vendor of leaf 0's EBX, EDX and ECX.

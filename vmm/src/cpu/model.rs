@@ -193,9 +193,9 @@ impl CpuModel {
     ///
     /// [`CpuModelError`], for what cannot be shown on this host.
     pub fn cpu_identity(&self) -> Result<CpuIdentity, CpuModelError> {
-        let leaf = msr_kvm::cpuid(0);
+        let leaf = msr_kvm::cpuid(0, 0);
         let host = Vendor::from_registers(leaf.ebx, leaf.edx, leaf.ecx);
-        let identity = self.identity(host, Signature::decode(msr_kvm::cpuid(1).eax))?;
+        let identity = self.identity(host, Signature::decode(msr_kvm::cpuid(1, 0).eax))?;
         Ok(CpuIdentity {
             vendor: if identity.vendor.is_amd() {
                 CpuVendor::Amd

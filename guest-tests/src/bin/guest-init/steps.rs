@@ -1,6 +1,5 @@
 //! Takes one step of the plan.
 
-use std::arch::x86_64::__cpuid_count;
 use std::env;
 use std::fs;
 use std::io::{self, Read};
@@ -183,7 +182,7 @@ fn on_cpu<T: Send>(cpu: u32, work: impl FnOnce() -> T + Send) -> io::Result<T> {
 }
 
 fn cpuid(cpu: u32, leaf: u32, subleaf: u32) -> io::Result<Answer> {
-    let leaf = on_cpu(cpu, || __cpuid_count(leaf, subleaf))?;
+    let leaf = on_cpu(cpu, || msr_kvm::cpuid(leaf, subleaf))?;
     Ok(Answer::Cpuid([leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]))
 }
 
